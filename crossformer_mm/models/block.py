@@ -1,0 +1,109 @@
+"""One CrossFormer block: attention and an MLP, each with a residual around it."""
+
+from torch import Tensor, nn
+
+from crossformer_mm.models.attention import GroupedAttention
+from crossformer_mm.models.grouping import plan_groups
+
+
+class DropPath(nn.Module):
+    """Drop a residual branch for random samples while training (stochastic depth).
+
+    Args:
+        rate: Probability to drop, in [0, 1).
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, ...) -> (B, ...)."""
+        if not self.training or self.rate == 0:
+            return x
+        keep = 1 - self.rate
+        kept = x.new_empty(x.shape[0], *[1] * (x.ndim - 1)).bernoulli_(keep)
+        return x * kept / keep
+
+    def extra_repr(self) -> str:  # noqa: D102
+        return f"rate={self.rate:.3f}"
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between.
+
+    Args:
+        embed_dims: Channels in and out.
+        hidden: Channels between.
+    """
+
+    def __init__(self, embed_dims: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(embed_dims, hidden)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden, embed_dims)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., C)."""
+        return self.fc2(self.act(self.fc1(x)))
+
+
+class CrossFormerBlock(nn.Module):
+    """A block with short or long distance attention.
+
+    Args:
+        embed_dims: Channels C.
+        num_heads: Attention heads.
+        group_size: Tokens along a side of a group.
+        interval: Distance between the tokens of a long distance group.
+        lda_mode: Rule of long distance attention, one of :data:`grouping.LDA_MODES`.
+        long_distance: Whether this block uses LDA rather than SDA.
+        amplitude_cooling: Whether a cooling layer follows (CrossFormer++, section 3.5).
+        drop_path_rate: Probability to drop a residual branch.
+        attention_path: See :class:`GroupedAttention`.
+    """
+
+    mlp_ratio = 4
+
+    def __init__(
+        self,
+        embed_dims: int,
+        num_heads: int,
+        group_size: int,
+        interval: int,
+        lda_mode: str,
+        long_distance: bool,
+        amplitude_cooling: bool = False,
+        drop_path_rate: float = 0.0,
+        attention_path: str = "sdpa",
+    ) -> None:
+        super().__init__()
+        self.group_size = group_size
+        self.interval = interval
+        self.lda_mode = lda_mode
+        self.long_distance = long_distance
+        self.norm1 = nn.LayerNorm(embed_dims)
+        self.attn = GroupedAttention(embed_dims, num_heads, attention_path)
+        self.norm2 = nn.LayerNorm(embed_dims)
+        self.mlp = Mlp(embed_dims, embed_dims * self.mlp_ratio)
+        self.drop_path = DropPath(drop_path_rate)
+        self.amplitude_cooling = amplitude_cooling
+        if amplitude_cooling:
+            self.ex_conv = nn.Conv2d(embed_dims, embed_dims, 3, padding=1, groups=embed_dims)
+            self.ex_ln = nn.LayerNorm(embed_dims)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C)."""
+        height, width = x.shape[1:3]
+        plan = plan_groups(
+            height, width, self.group_size, self.interval, self.lda_mode, self.long_distance
+        )
+        x = x + self.drop_path(self.attn(self.norm1(x), plan))
+        x = x + self.drop_path(self.mlp(self.norm2(x)))
+        if self.amplitude_cooling:
+            x = self.ex_ln(self.ex_conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        return x
+
+    def extra_repr(self) -> str:  # noqa: D102
+        kind = f"LDA, {self.lda_mode}, interval={self.interval}" if self.long_distance else "SDA"
+        return f"{kind}, group_size={self.group_size}"

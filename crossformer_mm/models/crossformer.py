@@ -1,0 +1,237 @@
+"""The CrossFormer and CrossFormer++ backbone, for classification and dense tasks alike."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from mmengine.model import BaseModule
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from crossformer_mm.checkpoint import load_backbone
+from crossformer_mm.models.architectures import STAGES, Architecture, resolve_architecture
+from crossformer_mm.models.attention import ATTENTION_PATHS
+from crossformer_mm.models.block import CrossFormerBlock
+from crossformer_mm.models.cross_scale_embedding import CrossScaleDownsample, CrossScaleStem
+from crossformer_mm.models.grouping import LDA_MODES
+
+MIN_IMAGE_SIZE = 32
+
+
+class CrossFormerStage(nn.Module):
+    """The blocks of one stage, SDA and LDA in turn, and the embedding that leads to the next.
+
+    Args:
+        arch: The architecture.
+        stage: Index of the stage, 0 to 3.
+        drop_path_rates: One rate per block.
+        lda_mode: Rule of long distance attention.
+        attention_path: See :class:`GroupedAttention`.
+        with_cp: Whether to recompute each block in the backward pass to save memory.
+    """
+
+    def __init__(
+        self,
+        arch: Architecture,
+        stage: int,
+        drop_path_rates: Sequence[float],
+        lda_mode: str,
+        attention_path: str,
+        with_cp: bool,
+    ) -> None:
+        super().__init__()
+        self.with_cp = with_cp
+        depth = arch.depths[stage]
+        self.blocks = nn.ModuleList(
+            CrossFormerBlock(
+                embed_dims=arch.channels(stage),
+                num_heads=arch.num_heads[stage],
+                group_size=arch.group_size[stage][i],
+                interval=arch.interval[stage][i],
+                lda_mode=lda_mode,
+                long_distance=i % 2 == 1,
+                amplitude_cooling=arch.amplitude_cooling and (i + 1) % 3 == 0 and i < depth - 1,
+                drop_path_rate=drop_path_rates[i],
+                attention_path=attention_path,
+            )
+            for i in range(depth)
+        )
+        if stage < STAGES - 1:
+            self.downsample = CrossScaleDownsample(arch.channels(stage))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the blocks, not the downsampling: (B, H, W, C) -> (B, H, W, C)."""
+        for block in self.blocks:
+            if self.with_cp and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+        return x
+
+
+@MODELS.register_module()
+class CrossFormer(BaseModule):
+    """CrossFormer (ICLR 2022, arXiv 2108.00154) and CrossFormer++ (TPAMI 2023, arXiv 2303.06908).
+
+    The backbone returns the feature maps of the stages in ``out_indices``, finest first, each
+    before the embedding layer that follows the stage. Its parameters have the names of the
+    authors' checkpoints.
+
+    Args:
+        arch: ``'tiny'``, ``'small'``, ``'base'``, ``'large'``, ``'pp-small'``, ``'pp-base'``,
+            ``'pp-large'`` or ``'pp-huge'``, their short forms (``'s'``, ``'pp-s'``, ...), or a
+            dict, see :func:`resolve_architecture`.
+        group_size: Tokens along a side of a group: one number, one per stage, or for a stage a
+            sequence with one per block. None: the architecture's own.
+        interval: Distance between the tokens of a long distance group, in the same forms.
+        lda_mode: How long distance attention makes groups on maps of any size:
+            ``'fixed_interval'`` (the published dense checkpoints; cost grows with the square of
+            the area), ``'fixed_group'`` (CrossFormer++ classification; linear) or
+            ``'adaptive_interval'`` (linear; ``interval`` is chosen from the map's size).
+        in_channels: Channels of the image.
+        out_indices: Stages whose maps are returned, in rising order.
+        final_norm: Whether a LayerNorm follows the last stage, as classification needs it. Then
+            3 must be in ``out_indices``.
+        drop_path_rate: Stochastic depth rate of the last block, growing linearly from 0 at the
+            first. None: the architecture's own.
+        frozen_stages: 0 freezes the stem, n the stem and the first n stages, with the embedding
+            layers after them. -1: none.
+        with_cp: Recompute each block in the backward pass to save memory.
+        attention_path: ``'sdpa'`` (fast) or ``'plain'`` (explicit matrix products).
+        init_cfg: ``dict(type='Pretrained', checkpoint=FILE)`` loads a checkpoint and raises if it
+            does not fit; see :func:`crossformer_mm.checkpoint.load_backbone`.
+
+    Raises:
+        ValueError: If an argument is out of range; the message names it.
+
+    Examples:
+        >>> backbone = CrossFormer('small').eval()
+        >>> [tuple(m.shape) for m in backbone(torch.rand(1, 3, 224, 320))]
+        [(1, 96, 56, 80), (1, 192, 28, 40), (1, 384, 14, 20), (1, 768, 7, 10)]
+    """
+
+    def __init__(
+        self,
+        arch: str | Mapping = "small",
+        group_size: int | Sequence | None = None,
+        interval: int | Sequence | None = None,
+        lda_mode: str = "fixed_interval",
+        in_channels: int = 3,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        final_norm: bool = False,
+        drop_path_rate: float | None = None,
+        frozen_stages: int = -1,
+        with_cp: bool = False,
+        attention_path: str = "sdpa",
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        self.arch = resolve_architecture(arch, group_size, interval, drop_path_rate)
+        _check_choice("lda_mode", lda_mode, LDA_MODES)
+        _check_choice("attention_path", attention_path, ATTENTION_PATHS)
+        self.in_channels = in_channels
+        self.out_indices = _check_out_indices(out_indices, final_norm)
+        self.frozen_stages = _check_frozen_stages(frozen_stages)
+
+        self.patch_embed = CrossScaleStem(in_channels, self.arch.embed_dims)
+        rates = torch.linspace(0, self.arch.drop_path_rate, sum(self.arch.depths)).tolist()
+        self.layers = nn.ModuleList()
+        for stage, depth in enumerate(self.arch.depths):
+            stage_rates, rates = rates[:depth], rates[depth:]
+            self.layers.append(
+                CrossFormerStage(self.arch, stage, stage_rates, lda_mode, attention_path, with_cp)
+            )
+        if final_norm:
+            self.norm = nn.LayerNorm(self.arch.channels(STAGES - 1))
+        self.final_norm = final_norm
+        self.apply(_init_linear)
+        self._freeze()
+
+    @property
+    def out_channels(self) -> tuple[int, ...]:
+        """Channels of the returned maps, what a neck takes as ``in_channels``."""
+        return tuple(self.arch.channels(stage) for stage in self.out_indices)
+
+    def init_weights(self) -> None:
+        """Load the checkpoint of ``init_cfg``, if there is one; random weights are set already."""
+        if isinstance(self.init_cfg, Mapping) and self.init_cfg.get("type") == "Pretrained":
+            load_backbone(self, self.init_cfg["checkpoint"], prefix=self.init_cfg.get("prefix"))
+        else:
+            super().init_weights()
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Compute the feature maps.
+
+        Args:
+            image: (B, in_channels, H, W), H and W at least 32.
+
+        Returns:
+            For each stage s of ``out_indices`` a map (B, D * 2^s, h, w), where h is H divided by
+            4 * 2^s and rounded up, and w likewise.
+
+        Raises:
+            ValueError: If the image has another number of axes or channels, or is too small.
+        """
+        self._check_image(image)
+        x = self.patch_embed(image)
+        maps = []
+        for index in range(self.out_indices[-1] + 1):
+            stage = self.layers[index]
+            x = stage(x)
+            if index in self.out_indices:
+                last = self.final_norm and index == STAGES - 1
+                out = self.norm(x) if last else x
+                maps.append(out.permute(0, 3, 1, 2).contiguous())
+            if index < self.out_indices[-1]:
+                x = stage.downsample(x)
+        return tuple(maps)
+
+    def train(self, mode: bool = True) -> "CrossFormer":
+        """Switch between training and evaluation; frozen stages stay in evaluation."""
+        super().train(mode)
+        self._freeze()
+        return self
+
+    def _freeze(self) -> None:
+        if self.frozen_stages < 0:
+            return
+        for module in (self.patch_embed, *self.layers[: self.frozen_stages]):
+            module.eval()
+            module.requires_grad_(False)
+
+    def _check_image(self, image: Tensor) -> None:
+        shape = tuple(image.shape)
+        if len(shape) != 4 or shape[1] != self.in_channels:
+            raise ValueError(f"image must be (B, {self.in_channels}, H, W), not {shape}")
+        if min(shape[2:]) < MIN_IMAGE_SIZE:
+            raise ValueError(
+                f"image must be at least {MIN_IMAGE_SIZE} x {MIN_IMAGE_SIZE} pixels, "
+                f"not {shape[2]} x {shape[3]}"
+            )
+
+
+def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(choices)}")
+
+
+def _check_out_indices(out_indices: Sequence[int], final_norm: bool) -> tuple[int, ...]:
+    indices = tuple(out_indices)
+    in_range = all(isinstance(i, int) and 0 <= i < STAGES for i in indices)
+    if not indices or not in_range or list(indices) != sorted(set(indices)):
+        raise ValueError(f"out_indices must be rising stages from 0 to 3, not {out_indices!r}")
+    if final_norm and STAGES - 1 not in indices:
+        raise ValueError(f"final_norm needs stage 3 in out_indices, not {out_indices!r}")
+    return indices
+
+
+def _check_frozen_stages(frozen_stages: int) -> int:
+    if not isinstance(frozen_stages, int) or not -1 <= frozen_stages <= STAGES:
+        raise ValueError(f"frozen_stages must be from -1 to {STAGES}, not {frozen_stages!r}")
+    return frozen_stages
+
+
+def _init_linear(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
