@@ -155,7 +155,9 @@ class CrossFormer(BaseModule):
     def init_weights(self) -> None:
         """Load the checkpoint of ``init_cfg``, if there is one; random weights are set already."""
         if isinstance(self.init_cfg, Mapping) and self.init_cfg.get("type") == "Pretrained":
-            load_backbone(self, self.init_cfg["checkpoint"], prefix=self.init_cfg.get("prefix"))
+            load_backbone(
+                self, self.init_cfg["checkpoint"], self.init_cfg.get("prefix", "backbone.")
+            )
         else:
             super().init_weights()
 

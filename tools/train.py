@@ -1,0 +1,83 @@
+"""Train a classifier, detector or segmentor: by its scope, the config says which."""
+
+import argparse
+
+import torch
+from mmengine.config import Config, DictAction
+
+from crossformer_mm.launch import (
+    build_runner,
+    check_annotation_files,
+    check_file,
+    fail,
+    load_config,
+    require,
+)
+from crossformer_mm.resume import find_checkpoint_to_resume
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("config", help="config file")
+    parser.add_argument("--work-dir", help="folder for logs and checkpoints")
+    parser.add_argument("--pretrained", metavar="CKPT", help="weights the backbone starts from")
+    parser.add_argument("--amp", action="store_true", help="automatic mixed precision (GPU)")
+    parser.add_argument(
+        "--auto-scale-lr", action="store_true", help="scale the learning rate with the batch size"
+    )
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="auto",
+        metavar="CKPT",
+        help="go on from a checkpoint; without one, from the last complete one in the work "
+        "directory, or from the start if there is none",
+    )
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        metavar="KEY=VALUE",
+        help="override config entries; data_root=DIR moves all data paths",
+    )
+    parser.add_argument(
+        "--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none"
+    )
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def apply_options(cfg: Config, args: argparse.Namespace) -> None:
+    """Write what the options say into the config."""
+    if args.pretrained is not None:
+        check_file(args.pretrained, "--pretrained")
+        cfg.model.backbone.init_cfg = dict(type="Pretrained", checkpoint=args.pretrained)
+    if args.amp:
+        if not torch.cuda.is_available():
+            fail("--amp needs a GPU, and none was found")
+        cfg.optim_wrapper.update(type="AmpOptimWrapper", loss_scale="dynamic")
+    if args.auto_scale_lr:
+        require(cfg, ("auto_scale_lr",), "--auto-scale-lr")
+        cfg.auto_scale_lr.enable = True
+    if args.resume is not None:
+        cfg.load_from = args.resume
+        if args.resume == "auto":
+            found = find_checkpoint_to_resume(cfg.work_dir)
+            cfg.load_from = None if found is None else str(found)
+            print(f"Resuming from {found}" if found else f"Nothing to resume in {cfg.work_dir}")
+        check_file(cfg.load_from, "--resume")
+        cfg.resume = cfg.load_from is not None
+
+
+def main() -> None:
+    """Train."""
+    args = parse_args()
+    cfg = load_config(args.config, args.cfg_options, args.work_dir)
+    apply_options(cfg, args)
+    check_annotation_files(cfg, "train_dataloader", "val_dataloader")
+    build_runner(cfg, args.launcher, all_weights_needed=cfg.get("resume", False)).train()
+
+
+if __name__ == "__main__":
+    main()
