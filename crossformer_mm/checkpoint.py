@@ -6,7 +6,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from crossformer_mm import safe_load
-from crossformer_mm.models.architectures import ARCH_ZOO, STAGES
+from crossformer_mm.architectures import ARCH_ZOO, STAGES
 
 # Derived values that older releases stored beside the weights.
 DERIVED_BUFFERS = ("biases", "relative_position_index", "attn_mask")

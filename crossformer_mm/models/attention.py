@@ -12,7 +12,11 @@ from crossformer_mm.models.grouping import (
     partition,
     real_tokens,
 )
-from crossformer_mm.models.position_bias import DynamicPositionBias, crop_table, expand_table
+from crossformer_mm.models.position_bias import (
+    DynamicPositionBias,
+    crop_table,
+    expand_table,
+)
 
 ATTENTION_PATHS = ("sdpa", "plain")
 

@@ -8,11 +8,14 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from crossformer_mm.architectures import STAGES, Architecture, resolve_architecture
 from crossformer_mm.checkpoint import load_backbone
-from crossformer_mm.models.architectures import STAGES, Architecture, resolve_architecture
 from crossformer_mm.models.attention import ATTENTION_PATHS
 from crossformer_mm.models.block import CrossFormerBlock
-from crossformer_mm.models.cross_scale_embedding import CrossScaleDownsample, CrossScaleStem
+from crossformer_mm.models.cross_scale_embedding import (
+    CrossScaleDownsample,
+    CrossScaleStem,
+)
 from crossformer_mm.models.grouping import LDA_MODES
 
 MIN_IMAGE_SIZE = 32
