@@ -1,0 +1,72 @@
+# The shipped RetinaNet in small, for tools/quickstart.sh: it learns the toy data of
+# tools/make_toy_dataset.py from scratch in minutes on two CPU cores.
+_base_ = "retinanet_crossformer-s_fpn_1x_coco.py"
+
+max_epochs = 12
+norm_cfg = dict(type="BN")
+# The toy data draws these of the 80 categories; the order is that of COCO.
+classes = ("stop sign", "umbrella", "kite", "banana", "pizza", "donut", "book", "clock")
+
+model = dict(
+    data_preprocessor=dict(pad_size_divisor=32),
+    backbone=dict(
+        arch=dict(
+            _delete_=True,
+            embed_dims=32,
+            depths=(1, 1, 2, 2),
+            num_heads=(1, 2, 4, 8),
+            group_size=7,
+            interval=(8, 4, 2, 1),
+        )
+    ),
+    neck=dict(in_channels=[64, 128, 256], out_channels=64, num_outs=4, norm_cfg=norm_cfg),
+    bbox_head=dict(
+        num_classes=len(classes),
+        in_channels=64,
+        feat_channels=64,
+        stacked_convs=2,
+        norm_cfg=norm_cfg,
+        anchor_generator=dict(strides=[8, 16, 32, 64]),
+    ),
+)
+
+image_scale = (256, 192)
+train_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="LoadAnnotations", with_bbox=True),
+    dict(type="Resize", scale=image_scale, keep_ratio=True),
+    dict(type="RandomFlip", prob=0.5),
+    dict(type="PackDetInputs"),
+]
+test_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="Resize", scale=image_scale, keep_ratio=True),
+    dict(type="LoadAnnotations", with_bbox=True),
+    dict(type="PackDetInputs", meta_keys=_base_.meta_keys),
+]
+dataset = dict(data_root="data/toy_coco/", metainfo=dict(classes=classes))
+data_root = "data/toy_coco/"
+ann_file = data_root + "annotations/instances_val2017.json"
+train_dataloader = dict(
+    batch_size=8, num_workers=1, dataset=dict(**dataset, pipeline=train_pipeline)
+)
+val_dataloader = dict(
+    num_workers=1, dataset=dict(**dataset, pipeline=test_pipeline)
+)
+test_dataloader = val_dataloader
+val_evaluator = dict(ann_file=ann_file)
+test_evaluator = val_evaluator
+
+train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)
+optim_wrapper = dict(optimizer=dict(lr=1e-3, weight_decay=0.05), clip_grad=dict(max_norm=10))
+param_scheduler = [
+    dict(type="LinearLR", start_factor=0.01, by_epoch=False, begin=0, end=100),
+    dict(
+        type="CosineAnnealingLR",
+        begin=0,
+        end=max_epochs,
+        by_epoch=True,
+        convert_to_iter_based=True,
+    ),
+]
+default_hooks = dict(logger=dict(interval=25))

@@ -1,0 +1,79 @@
+"""Packaging; see README.md for how to install."""
+
+import shutil
+from pathlib import Path
+
+from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).parent
+# What OpenMMLab's package manager, mim, looks for below PACKAGE/.mim
+MIM_CONTENTS = ("configs", "tools", "model-index.yml")
+
+
+class BuildWithMim(build_py):
+    """Put the configs, tools and model index into the package; linked when it is editable."""
+
+    def run(self) -> None:  # noqa: D102
+        super().run()
+        if self.editable_mode:
+            self._link_mim(ROOT / "crossformer_mm" / ".mim")
+        else:
+            self._copy_mim(Path(self.build_lib) / "crossformer_mm" / ".mim")
+
+    def _link_mim(self, folder: Path) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        for name in MIM_CONTENTS:
+            (folder / name).symlink_to(Path("..") / ".." / name)
+
+    def _copy_mim(self, folder: Path) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        for name in MIM_CONTENTS:
+            if (ROOT / name).is_dir():
+                ignored = shutil.ignore_patterns("__pycache__")
+                shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+            else:
+                shutil.copy2(ROOT / name, folder / name)
+
+
+def read_version() -> str:
+    """Read the version without importing the package, which needs torch."""
+    names = {}
+    exec((ROOT / "crossformer_mm" / "version.py").read_text(), names)
+    return names["__version__"]
+
+
+# Two families of packages have the same modules: neither may be a hard requirement.
+ONEDL = [
+    "onedl-mmengine==0.10.12",
+    "onedl-mmcv==2.3.6",
+    "onedl-mmdetection==3.5.1",
+    "onedl-mmsegmentation==1.4.2",
+    "onedl-mmpretrain==1.3.6",
+    "numpy>=2.1,<2.3",
+]
+OPENMMLAB = [
+    "mmengine==0.10.7",
+    "mmcv==2.1.0",
+    "mmdet==3.3.0",
+    "mmsegmentation==1.2.2",
+    "mmpretrain==1.2.0",
+    "ftfy",
+    "numpy<2",
+]
+
+setup(
+    name="crossformer_mm",
+    version=read_version(),
+    description="CrossFormer and CrossFormer++ for mmpretrain, mmdet and mmseg",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["crossformer_mm", "crossformer_mm.*"]),
+    python_requires=">=3.10,<3.13",
+    install_requires=["torch>=2.1", "numpy"],
+    extras_require={"onedl": ONEDL, "openmmlab": OPENMMLAB, "dev": ["pytest", "ruff"]},
+    cmdclass={"build_py": BuildWithMim},
+)
