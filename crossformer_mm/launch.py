@@ -113,9 +113,7 @@ def _start_processes(cfg: Config, launcher: str) -> str:
     if launcher == "none":
         return launcher
     if torch.cuda.is_available():
-        local_rank = int(os.environ.get("SLURM_LOCALID", os.environ["LOCAL_RANK"]))
-        if local_rank >= torch.cuda.device_count():
-            fail(f"process {local_rank} of this machine has no GPU: {torch.cuda.device_count()} seen")
+        _check_own_gpu(launcher)
         return launcher
     if launcher == "slurm":
         _adopt_slurm_environment()
@@ -125,6 +123,15 @@ def _start_processes(cfg: Config, launcher: str) -> str:
     wrapper = dict(type="MMDistributedDataParallel", broadcast_buffers=False)
     cfg.model_wrapper_cfg = {**wrapper, **cfg.get("model_wrapper_cfg", {}), "device_ids": None}
     return "pytorch"
+
+
+def _check_own_gpu(launcher: str) -> None:
+    local_rank = os.environ.get(
+        {"pytorch": "LOCAL_RANK", "slurm": "SLURM_LOCALID"}.get(launcher, "")
+    )
+    count = torch.cuda.device_count()
+    if local_rank is not None and int(local_rank) >= count:
+        fail(f"process {local_rank} of this machine has no GPU of its own: {count} were found")
 
 
 def _adopt_slurm_environment() -> None:
@@ -143,6 +150,12 @@ def _describe_devices(launcher: str) -> str:
     if torch.cuda.is_available():
         return f"{count} GPU process(es), {torch.cuda.get_device_name()}"
     return f"{count} CPU process(es): no GPU was found"
+
+
+def check_amp() -> None:
+    """Fail if there is no GPU: mmengine's optimizer wrapper and mmcv's operators need one."""
+    if not torch.cuda.is_available():
+        fail("--amp needs a GPU, and none was found")
 
 
 def require(cfg: ConfigDict, keys: tuple[str, ...], option: str) -> None:

@@ -10,18 +10,26 @@ from importlib.util import find_spec
 from pathlib import Path
 
 # The oldest versions with the 2.x interfaces: root registry, config inheritance, data elements.
-MINIMUM_VERSIONS = {"mmengine": (0, 8, 0), "mmdet": (3, 0, 0), "mmseg": (1, 0, 0), "mmpretrain": (1, 0, 0)}
+MINIMUM_VERSIONS = {
+    "mmengine": (0, 8, 0),
+    "mmdet": (3, 0, 0),
+    "mmseg": (1, 0, 0),
+    "mmpretrain": (1, 0, 0),
+}
 
 HOW_TO_INSTALL = (
-    "install the maintained family with `pip install --no-build-isolation 'crossformer_mm[onedl]'`, "
-    "or the original one with `pip install 'crossformer_mm[openmmlab]'`; never one over the other"
+    "install one family of the libraries, never one over the other: "
+    "pip install --no-build-isolation 'crossformer_mm[onedl]' (maintained) "
+    "or 'crossformer_mm[openmmlab]' (original)"
 )
 
 
 def check_installed() -> None:
     """Raise ImportError if mmengine is missing, or a library is older than its minimum."""
     if find_spec("mmengine") is None:
-        raise ImportError(f"crossformer_mm needs mmengine, which is not installed: {HOW_TO_INSTALL}")
+        raise ImportError(
+            f"crossformer_mm needs mmengine, which is not installed: {HOW_TO_INSTALL}"
+        )
     for module, minimum in MINIMUM_VERSIONS.items():
         version = installed_version(module)
         if version is not None and _numbers(version) < minimum:

@@ -10,7 +10,7 @@ WORK=work_dirs/quickstart
 
 if [ ! -e "$DATA/annotations" ]; then
     echo "==> Drawing the toy data set into $DATA"
-    "$PYTHON" tools/make_toy_dataset.py coco "$DATA"
+    "$PYTHON" tools/make_toy_dataset.py coco "$DATA" --train 1000 --val 100
 fi
 echo "==> Training $CONFIG"
 "$PYTHON" tools/train.py "$CONFIG" --work-dir "$WORK" --resume

@@ -75,7 +75,7 @@ explain_failure() {
     local title=$1 log=$2
     if grep -qiE 'no space left|disk quota' "$log"; then
         die "$title: the disk is full (log: $log)"
-    elif grep -qiE 'connection|name resolution|timed out|retrying|proxyerror' "$log"; then
+    elif grep -qiE 'connection|name resolution|timed out|retrying|proxyerror|from versions: none' "$log"; then
         die "$title: the package index cannot be reached; is there a network? (log: $log)"
     fi
     die "$title failed: $(grep -iE 'error' "$log" | tail -n 1 | cut -c 1-200) (log: $log)"

@@ -7,6 +7,7 @@ from mmengine.config import Config, ConfigDict, DictAction
 
 from crossformer_mm.launch import (
     build_runner,
+    check_amp,
     check_annotation_files,
     check_file,
     fail,
@@ -24,7 +25,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--out", metavar="FILE.pkl", help="write the predictions to a pickle file")
     parser.add_argument("--show-dir", metavar="DIR", help="draw predictions into this folder")
     parser.add_argument("--tta", action="store_true", help="test-time augmentation")
-    parser.add_argument("--amp", action="store_true", help="automatic mixed precision")
+    parser.add_argument("--amp", action="store_true", help="automatic mixed precision (GPU)")
     parser.add_argument(
         "--eval", nargs="+", metavar="METRIC", help="COCO metrics: bbox, segm, proposal"
     )
@@ -35,9 +36,7 @@ def parse_args() -> argparse.Namespace:
         metavar="KEY=VALUE",
         help="override config entries; data_root=DIR moves all data paths",
     )
-    parser.add_argument(
-        "--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none"
-    )
+    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -59,6 +58,7 @@ def apply_options(cfg: Config, args: argparse.Namespace) -> None:
         cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
         cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
     if args.amp:
+        check_amp()
         cfg.test_cfg.fp16 = True
 
 

@@ -2,14 +2,13 @@
 
 import argparse
 
-import torch
 from mmengine.config import Config, DictAction
 
 from crossformer_mm.launch import (
     build_runner,
+    check_amp,
     check_annotation_files,
     check_file,
-    fail,
     load_config,
     require,
 )
@@ -41,9 +40,7 @@ def parse_args() -> argparse.Namespace:
         metavar="KEY=VALUE",
         help="override config entries; data_root=DIR moves all data paths",
     )
-    parser.add_argument(
-        "--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none"
-    )
+    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -54,8 +51,7 @@ def apply_options(cfg: Config, args: argparse.Namespace) -> None:
         check_file(args.pretrained, "--pretrained")
         cfg.model.backbone.init_cfg = dict(type="Pretrained", checkpoint=args.pretrained)
     if args.amp:
-        if not torch.cuda.is_available():
-            fail("--amp needs a GPU, and none was found")
+        check_amp()
         cfg.optim_wrapper.update(type="AmpOptimWrapper", loss_scale="dynamic")
     if args.auto_scale_lr:
         require(cfg, ("auto_scale_lr",), "--auto-scale-lr")

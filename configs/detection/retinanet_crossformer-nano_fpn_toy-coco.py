@@ -2,13 +2,12 @@
 # tools/make_toy_dataset.py from scratch in minutes on two CPU cores.
 _base_ = "retinanet_crossformer-s_fpn_1x_coco.py"
 
-max_epochs = 12
+max_epochs = 5
 norm_cfg = dict(type="BN")
 # The toy data draws these of the 80 categories; the order is that of COCO.
 classes = ("stop sign", "umbrella", "kite", "banana", "pizza", "donut", "book", "clock")
 
 model = dict(
-    data_preprocessor=dict(pad_size_divisor=32),
     backbone=dict(
         arch=dict(
             _delete_=True,
@@ -44,17 +43,18 @@ test_pipeline = [
     dict(type="LoadAnnotations", with_bbox=True),
     dict(type="PackDetInputs", meta_keys=_base_.meta_keys),
 ]
-dataset = dict(data_root="data/toy_coco/", metainfo=dict(classes=classes))
 data_root = "data/toy_coco/"
-ann_file = data_root + "annotations/instances_val2017.json"
+metainfo = dict(classes=classes)
 train_dataloader = dict(
-    batch_size=8, num_workers=1, dataset=dict(**dataset, pipeline=train_pipeline)
+    batch_size=8,
+    num_workers=1,
+    dataset=dict(data_root=data_root, metainfo=metainfo, pipeline=train_pipeline),
 )
 val_dataloader = dict(
-    num_workers=1, dataset=dict(**dataset, pipeline=test_pipeline)
+    num_workers=1, dataset=dict(data_root=data_root, metainfo=metainfo, pipeline=test_pipeline)
 )
 test_dataloader = val_dataloader
-val_evaluator = dict(ann_file=ann_file)
+val_evaluator = dict(ann_file=data_root + "annotations/instances_val2017.json")
 test_evaluator = val_evaluator
 
 train_cfg = dict(max_epochs=max_epochs, val_interval=max_epochs)

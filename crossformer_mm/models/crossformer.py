@@ -137,13 +137,11 @@ class CrossFormer(BaseModule):
         self.frozen_stages = _check_frozen_stages(frozen_stages)
 
         self.patch_embed = CrossScaleStem(in_channels, self.arch.embed_dims)
-        rates = torch.linspace(0, self.arch.drop_path_rate, sum(self.arch.depths)).tolist()
-        self.layers = nn.ModuleList()
-        for stage, depth in enumerate(self.arch.depths):
-            stage_rates, rates = rates[:depth], rates[depth:]
-            self.layers.append(
-                CrossFormerStage(self.arch, stage, stage_rates, lda_mode, attention_path, with_cp)
-            )
+        rates = _split_linearly(self.arch.drop_path_rate, self.arch.depths)
+        self.layers = nn.ModuleList(
+            CrossFormerStage(self.arch, stage, rates[stage], lda_mode, attention_path, with_cp)
+            for stage in range(STAGES)
+        )
         if final_norm:
             self.norm = nn.LayerNorm(self.arch.channels(STAGES - 1))
         self.final_norm = final_norm
@@ -213,6 +211,13 @@ class CrossFormer(BaseModule):
                 f"image must be at least {MIN_IMAGE_SIZE} x {MIN_IMAGE_SIZE} pixels, "
                 f"not {shape[2]} x {shape[3]}"
             )
+
+
+def _split_linearly(last: float, depths: Sequence[int]) -> list[list[float]]:
+    """Rates that grow from 0 at the first block to ``last`` at the last one, per stage."""
+    step = last / max(1, sum(depths) - 1)
+    starts = [sum(depths[:stage]) for stage in range(len(depths))]
+    return [[step * (start + i) for i in range(n)] for start, n in zip(starts, depths, strict=True)]
 
 
 def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:

@@ -40,14 +40,17 @@ class DynamicPositionBias(nn.Module):
         columns = torch.arange(1 - width, width, device=weight.device, dtype=weight.dtype)
         offsets = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1)
         # Half precision cannot tell large offsets apart, and the table is small.
-        with torch.autocast(device_type=weight.device.type, enabled=False):
+        device_type = "cpu" if weight.device.type == "meta" else weight.device.type
+        with torch.autocast(device_type, enabled=False):
             return self.pos3(self.pos2(self.pos1(self.pos_proj(offsets))))
 
     def table(self, height: int, width: int) -> Tensor:
         """Return what :meth:`forward` returns, from a cache in evaluation without gradients."""
         parameters = list(self.parameters())
         needs_grad = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
-        cacheable = parameters[0].device.type in ("cpu", "cuda") and not is_traced(parameters[0])
+        cacheable = parameters[0].device.type in ("cpu", "cuda") and not (
+            is_traced(parameters[0]) or parameters[0].is_inference()
+        )
         if self.training or needs_grad or not cacheable:
             return self(height, width)
         return self._cache.get(self, parameters, height, width)
@@ -103,11 +106,11 @@ def _stamp(parameters: Sequence[Tensor]) -> Tensor | list[tuple[Tensor, int, int
 
 
 def _same_stamp(old: object, new: object) -> bool:
-    if isinstance(old, Tensor) and isinstance(new, Tensor):
+    if type(old) is not type(new):
+        return False
+    if isinstance(new, Tensor):
         return old.dtype == new.dtype and torch.equal(old, new)
-    if isinstance(old, list) and isinstance(new, list):
-        return all(a is b and va == vb and pa == pb for (a, va, pa), (b, vb, pb) in zip(old, new))
-    return False
+    return all(a[0] is b[0] and a[1:] == b[1:] for a, b in zip(old, new, strict=True))
 
 
 def crop_table(table: Tensor, height: int, width: int) -> Tensor:
