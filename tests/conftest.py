@@ -1,0 +1,40 @@
+"""What several tests share: the repository's folders, a tiny data set, and running the tools."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+NANO_CONFIG = ROOT / "configs/detection/retinanet_crossformer-nano_fpn_toy-coco.py"
+
+
+@pytest.fixture(scope="session")
+def toy_coco(tmp_path_factory) -> Path:
+    """A COCO data set of 16 + 11 tiny images."""
+    from crossformer_mm.toy.coco import write_coco
+
+    out = tmp_path_factory.mktemp("toy") / "coco"
+    write_coco(out, train=16, val=11, size=(128, 96), seed=3, report=lambda line: None)
+    return out
+
+
+@pytest.fixture(scope="session")
+def run_tool():
+    """Run a tool or script of the project in a fresh process and return what it did."""
+
+    def run(*command: object, check: bool = True, **env: str) -> subprocess.CompletedProcess:
+        result = subprocess.run(
+            [str(part) for part in command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=300,
+            env={**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1", **env},
+        )
+        assert not check or result.returncode == 0, result.stdout[-4000:]
+        return result
+
+    return run

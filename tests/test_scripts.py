@@ -1,0 +1,144 @@
+"""The shell scripts: the command they start, and one clear line for each thing that is missing."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import NANO_CONFIG, ROOT
+
+CONFIG = str(NANO_CONFIG)
+ANY_FILE = str(ROOT / "README.md")
+
+
+def run_script(script: str, *arguments: str, **env: str) -> subprocess.CompletedProcess:
+    """Run a script, with ``echo`` in the place of Python."""
+    return subprocess.run(
+        ["bash", str(ROOT / "tools" / script), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHON": "echo", **env},
+    )
+
+
+def started(script: str, *arguments: str, **env: str) -> list[str]:
+    """The words of the command that the script starts."""
+    result = run_script(script, *arguments, **env)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.split()
+
+
+def test_one_machine_finds_a_free_port():
+    command = started("dist_train.sh", CONFIG, "2", "--amp")
+    assert command[:4] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    assert command[5:] == [CONFIG, "--amp", "--launcher", "pytorch"]
+
+
+def test_several_machines_meet_at_the_master():
+    env = dict(NNODES="2", NODE_RANK="1", MASTER_ADDR="10.0.0.1", PORT="29501")
+    command = started("dist_train.sh", CONFIG, "8", **env)
+    assert "--standalone" not in command
+    for part in ("--nnodes=2", "--node_rank=1", "--master_addr=10.0.0.1", "--master_port=29501"):
+        assert part in command
+
+
+def test_the_third_argument_is_the_pretrained_file():
+    command = started("dist_train.sh", CONFIG, "2", ANY_FILE, "--resume")
+    assert command[6:9] == ["--pretrained", ANY_FILE, "--resume"]
+
+
+@pytest.mark.parametrize("order", [("4", ANY_FILE), (ANY_FILE, "4")])
+def test_both_orders_of_dist_test_are_understood(order):
+    command = started("dist_test.sh", CONFIG, *order, "--eval", "bbox")
+    assert "--nproc_per_node=4" in command
+    assert command[5:9] == [CONFIG, ANY_FILE, "--eval", "bbox"]
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "named"),
+    [
+        ("dist_train.sh", [CONFIG], "usage: dist_train.sh"),
+        ("dist_train.sh", ["no.py", "2"], "config no.py does not exist"),
+        ("dist_train.sh", [CONFIG, "two"], "not 'two'"),
+        ("dist_train.sh", [CONFIG, "0"], "not '0'"),
+        ("dist_train.sh", [CONFIG, "2", "no.pth"], "PRETRAINED no.pth does not exist"),
+        ("dist_test.sh", [CONFIG, "2"], "usage: dist_test.sh"),
+        ("dist_test.sh", [CONFIG, "a", "b"], "not 'a'"),
+        ("dist_test.sh", [CONFIG, "2", "no.pth"], "checkpoint no.pth does not exist"),
+        ("slurm_train.sh", ["part", "job", "no.py", "work"], "config no.py does not exist"),
+        ("slurm_test.sh", ["part", "job", CONFIG, "no.pth"], "checkpoint no.pth does not exist"),
+    ],
+)
+def test_a_wrong_argument_is_named_in_one_line(script, arguments, named):
+    result = run_script(script, *arguments)
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: ") and named in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def make_command(folder: Path, name: str, body: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(f"#!/bin/sh\n{body}\n")
+    (folder / name).chmod(0o755)
+
+
+def test_slurm_starts_a_process_per_gpu(tmp_path):
+    make_command(tmp_path, "srun", 'echo "$@"')
+    env = dict(PATH=f"{tmp_path}:{os.environ['PATH']}", GPUS="16", SRUN_ARGS="--quiet --mem=8G")
+    command = started("slurm_train.sh", "part", "job", CONFIG, "work", "--amp", **env)
+    for part in ("part", "--ntasks=16", "--ntasks-per-node=8", "--gres=gpu:8", "--mem=8G"):
+        assert part in command
+    assert command[-6:] == [CONFIG, "--work-dir", "work", "--amp", "--launcher", "slurm"]
+
+
+def set_up(tmp_path: Path, **env: str) -> subprocess.CompletedProcess:
+    """Run the set-up of a fresh machine: no active environment, none in the usual place."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("PIP_", "CONDA", "VIRTUAL"))}
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    place = dict(CROSSFORMER_VENV=str(tmp_path / "venv"), PIP_CONFIG_FILE=os.devnull)
+    return subprocess.run(
+        ["bash", str(ROOT / "tools/run_tests.sh"), "--version"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**clean, "PATH": path, **place, **env},
+    )
+
+
+def assert_one_line(result: subprocess.CompletedProcess, *named: str) -> None:
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1, result.stderr
+    for part in named:
+        assert part in result.stderr
+
+
+def test_an_old_python_is_named(tmp_path):
+    for name in ("python3", "python3.10", "python3.11", "python3.12"):
+        make_command(tmp_path / "bin", name, 'echo "Python 3.8.1"; [ "$1" = --version ]')
+    assert_one_line(set_up(tmp_path), "Python 3.10, 3.11 or 3.12", "3.8.1")
+    assert not (tmp_path / "venv").exists()
+
+
+def test_a_missing_compiler_is_named(tmp_path):
+    assert_one_line(set_up(tmp_path, CXX="no-such-compiler"), "C++ compiler", "g++")
+    assert not (tmp_path / "venv").exists()
+
+
+def test_a_full_disk_is_named(tmp_path):
+    make_command(tmp_path / "bin", "df", "echo x; echo /dev/x 9000000 0 2097152 90% /")
+    assert_one_line(set_up(tmp_path), "16 GB", "2 GB")
+    assert not (tmp_path / "venv").exists()
+
+
+def test_a_missing_network_is_named(tmp_path):
+    nowhere = dict(PIP_INDEX_URL="http://127.0.0.1:9/simple", PIP_RETRIES="0")
+    assert_one_line(set_up(tmp_path, **nowhere), "1/3 PyTorch", "package index")
+
+
+def test_a_second_call_installs_nothing(tmp_path):
+    # An interpreter that has everything, and refuses to install.
+    make_command(tmp_path / "venv/bin", "python", '[ "$2" != pip ] && echo "python $*"')
+    result = set_up(tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "pytest --version" in result.stdout
