@@ -224,3 +224,15 @@ def test_data_root_moves_every_path():
     assert cfg.test_evaluator.ann_file == "elsewhere/coco/annotations/instances_val2017.json"
     assert "data/" not in cfg.pretty_text
     assert launch.move_paths({"a": ("x/b", ["x/c", 1])}, "x/", "y/") == {"a": ("y/b", ["y/c", 1])}
+
+
+def test_slurm_without_a_gpu_sets_what_torch_reads(monkeypatch):
+    slurm = dict(SLURM_PROCID="3", SLURM_NTASKS="4", SLURM_LOCALID="1")
+    for name in ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    for name, value in {**slurm, "SLURM_NODELIST": "node[07-08,11],gpu3"}.items():
+        monkeypatch.setenv(name, value)
+    launch._adopt_slurm_environment()
+    found = [os.environ[n] for n in ("MASTER_ADDR", "RANK", "WORLD_SIZE", "LOCAL_RANK")]
+    assert found == ["node07", "3", "4", "1"]
