@@ -60,7 +60,9 @@ OPENMMLAB = [
     "mmdet==3.3.0",
     "mmsegmentation==1.2.2",
     "mmpretrain==1.2.0",
+    # mmsegmentation imports these two but does not ask for them.
     "ftfy",
+    "regex",
     "numpy<2",
 ]
 

@@ -14,8 +14,6 @@ import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 
-_MULTIARRAY = np._core.multiarray if hasattr(np, "_core") else np.core.multiarray
-
 
 class UnsafeCheckpointError(ValueError):
     """A checkpoint names something that loading weights does not need."""
@@ -48,9 +46,10 @@ _ALLOWED = {
 }
 for _name in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter"):
     _ALLOWED["torch._utils", _name] = getattr(torch._utils, _name)
-for _name in ("_reconstruct", "scalar"):
-    for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-        _ALLOWED[_module, _name] = getattr(_MULTIARRAY, _name)
+# numpy 2 renamed the module of these two; files from either version are read with either.
+for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+    _ALLOWED[_module, "_reconstruct"] = np.zeros(1).__reduce__()[0]
+    _ALLOWED[_module, "scalar"] = np.float64(0).__reduce__()[0]
 
 
 class _ListedNamesUnpickler(pickle.Unpickler):

@@ -84,16 +84,16 @@ def dump_predictions(cfg: Config, file: str) -> None:
 
 
 def draw_predictions(cfg: Config, folder: Path) -> None:
-    """Turn on the visualization hook, whose options differ between the libraries."""
+    """Draw every image: the hook's options differ between the libraries."""
     require(cfg.default_hooks, ("visualization",), "--show-dir")
     hook = cfg.default_hooks.visualization
     if cfg.default_scope == "mmdet":
         hook.update(draw=True, test_out_dir=str(folder))
     elif cfg.default_scope == "mmseg":
-        hook.update(draw=True)
+        hook.update(draw=True, interval=1)
         cfg.visualizer.save_dir = str(folder)
     else:
-        hook.update(enable=True, out_dir=str(folder))
+        hook.update(enable=True, interval=1, out_dir=str(folder))
 
 
 def main() -> None:
