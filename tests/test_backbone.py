@@ -1,0 +1,1067 @@
+"""The backbone against the slow reference, and how it behaves as a module."""
+
+import copy
+import itertools
+import pickle
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+import pytest
+import torch
+from mmengine.registry import MODELS
+from reference import reference_backbone, reference_bias, reference_groups
+from torch import Tensor, nn
+
+from crossformer_mm import CrossFormer
+from crossformer_mm.models import (
+    ATTENTION_PATHS,
+    LDA_MODES,
+    DynamicPositionBias,
+    GroupedAttention,
+)
+from crossformer_mm.models.block import CrossFormerBlock, DropPath
+from crossformer_mm.models.grouping import plan_groups
+from crossformer_mm.models.position_bias import MAX_CACHED_TABLES, crop_table, expand_table
+
+# Small relatives of the published architectures: the same patterns of depths, heads, groups,
+# intervals and cooling.
+FAMILIES: dict[str, dict] = {
+    "tiny": {
+        "embed_dims": 32,
+        "depths": (1, 1, 4, 2),
+        "num_heads": (1, 2, 4, 8),
+        "group_size": (7, 7, 7, 7),
+        "interval": (8, 4, 2, 1),
+    },
+    "small": {
+        "embed_dims": 48,
+        "depths": (2, 2, 3, 2),
+        "num_heads": (3, 6, 12, 24),
+        "group_size": (7, 7, 7, 7),
+        "interval": (8, 4, 2, 1),
+    },
+    "small-g14": {
+        "embed_dims": 16,
+        "depths": (2, 2, 3, 2),
+        "num_heads": (2, 4, 8, 16),
+        "group_size": (14, 14, 7, 7),
+        "interval": (16, 8, 2, 1),
+    },
+    "small-g3": {  # intervals longer than small maps, and LDA in every stage
+        "embed_dims": 32,
+        "depths": (2, 2, 3, 2),
+        "num_heads": (2, 4, 8, 16),
+        "group_size": (3, 3, 2, 1),
+        "interval": (16, 8, 4, 3),
+    },
+    "pp-small": {
+        "embed_dims": 32,
+        "depths": (2, 2, 6, 2),
+        "num_heads": (2, 4, 8, 16),
+        "group_size": (4, 4, 14, 7),
+        "interval": (4, 2, 1, 1),
+        "amplitude_cooling": True,
+    },
+    "pp-huge": {
+        "embed_dims": 32,
+        "depths": (6, 3, 4, 2),
+        "num_heads": (2, 4, 8, 16),
+        "group_size": (4, 4, 14, 7),
+        "interval": (4, 2, 1, 1),
+        "amplitude_cooling": True,
+    },
+    "per-block": {
+        "embed_dims": 32,
+        "depths": (2, 2, 4, 2),
+        "num_heads": (2, 4, 8, 16),
+        "group_size": ((3, 5), (4, 2), (3, 1, 2, 6), 2),
+        "interval": ((9, 3), 2, (1, 4, 1, 2), (1, 2)),
+    },
+}
+
+# First map in tokens: 8 x 8, the smallest | 9 x 12, every side odd at some stage | 14 x 16, sides
+# equal to groups of 14, then 7 | 15 x 16 and 8 x 8, one larger | 16 x 24, multiples of 32 pixels
+# | 26 x 17 | 8 x 50, down to 1 x 7 | 50 x 8
+SIZES = [(32, 32), (33, 47), (56, 64), (57, 64), (64, 96), (101, 65), (32, 200), (200, 32)]
+# Stage 2 has 15 x 16 tokens, one row more than the groups of 14 of CrossFormer++.
+LARGE = [("pp-small", lda_mode, (225, 241)) for lda_mode in LDA_MODES]
+CASES = [*itertools.product(FAMILIES, LDA_MODES, SIZES), *LARGE]
+CASE_IDS = [f"{family}-{mode}-{size[0]}x{size[1]}" for family, mode, size in CASES]
+
+TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-10}
+
+every_path = pytest.mark.parametrize("path", ATTENTION_PATHS)
+every_mode = pytest.mark.parametrize("lda_mode", LDA_MODES)
+
+
+def random_weights(module: nn.Module, seed: int = 0) -> dict[str, Tensor]:
+    """A state dict, in float64, under which every part of the model matters.
+
+    Weights are normal with variance 1 / fan in, norm weights 1 + 0.1 * normal, biases 0.1 *
+    normal. What the position bias ends with is doubled, for biases as large as the other logits.
+    Every value fits into float32.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    state = {}
+    for name, value in module.state_dict().items():
+        values = torch.randn(value.shape, generator=generator)
+        if value.ndim > 1:
+            values *= value[0].numel() ** -0.5
+        else:
+            values *= 0.1
+            values += name.endswith("weight")
+        state[name] = (2 * values if name.endswith("pos3.2.weight") else values).double()
+    return state
+
+
+def random_image(height: int, width: int, batch: int = 1, seed: int = 1) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, 3, height, width, generator=generator)
+
+
+def build(family: str = "small-g3", lda_mode: str = "fixed_interval", **arguments) -> CrossFormer:
+    """A family's backbone with random weights, in evaluation, in float32."""
+    model = CrossFormer(FAMILIES[family], lda_mode=lda_mode, **arguments)
+    model.load_state_dict(random_weights(model))
+    return model.eval()
+
+
+def double_state(model: CrossFormer) -> dict[str, Tensor]:
+    return {name: value.double() for name, value in model.state_dict().items()}
+
+
+def reference_of(model: CrossFormer, state: dict[str, Tensor], image: Tensor) -> list[Tensor]:
+    """What the reference computes with the architecture of ``model``."""
+    return reference_backbone(
+        state,
+        image,
+        depths=model.arch.depths,
+        num_heads=model.arch.num_heads,
+        group_size=model.arch.group_size,
+        interval=model.arch.interval,
+        lda_mode=model.layers[0].blocks[0].lda_mode,
+        amplitude_cooling=model.arch.amplitude_cooling,
+        final_norm=model.final_norm,
+    )
+
+
+def assert_maps_close(
+    actual: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float
+) -> None:
+    """Compare maps, with a tolerance in standard deviations of each."""
+    assert len(actual) == len(expected)
+    for stage, (one, other) in enumerate(zip(actual, expected, strict=True)):
+        assert one.shape == other.shape
+        error = ((one.double() - other).abs().max() / other.double().std()).item()
+        assert error <= tolerance, f"map {stage} is off by {error:.2g} standard deviations"
+
+
+def assert_maps_equal(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+    assert len(actual) == len(expected)
+    for stage, (one, other) in enumerate(zip(actual, expected, strict=True)):
+        assert torch.equal(one, other), f"map {stage} differs"
+
+
+def weigh(maps: Sequence[Tensor]) -> Tensor:
+    """A scalar that depends on every value of every map."""
+    generator = torch.Generator().manual_seed(2)
+    weights = [torch.randn(m.shape, generator=generator, dtype=torch.float64) for m in maps]
+    return sum((m * w.to(m.dtype)).sum() for m, w in zip(maps, weights, strict=True))
+
+
+def gradients(model: CrossFormer) -> dict[str, Tensor | None]:
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def biases_of(model: nn.Module) -> list[DynamicPositionBias]:
+    return [module for module in model.modules() if isinstance(module, DynamicPositionBias)]
+
+
+# --- Values and gradients against the reference -------------------------------------------------
+
+
+@lru_cache(maxsize=1)
+def expected_maps(family: str, lda_mode: str, size: tuple[int, int]) -> list[Tensor]:
+    model = build(family, lda_mode)
+    with torch.no_grad():
+        return reference_of(model, double_state(model), random_image(*size).double())
+
+
+@lru_cache(maxsize=4)
+def shared_model(family: str, lda_mode: str, path: str, dtype: torch.dtype) -> CrossFormer:
+    return build(family, lda_mode, attention_path=path).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=["float32", "float64"])
+@every_path
+@pytest.mark.parametrize(("family", "lda_mode", "size"), CASES, ids=CASE_IDS)
+def test_values(
+    family: str, lda_mode: str, size: tuple[int, int], path: str, dtype: torch.dtype
+) -> None:
+    model = shared_model(family, lda_mode, path, dtype)
+    with torch.no_grad():
+        maps = model(random_image(*size).to(dtype))
+    assert all(m.dtype == dtype for m in maps)
+    assert_maps_close(maps, expected_maps(family, lda_mode, size), TOLERANCES[dtype])
+
+
+@every_mode
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients(family: str, lda_mode: str) -> None:
+    model = build(family, lda_mode)
+    state = {name: value.requires_grad_() for name, value in double_state(model).items()}
+    image = random_image(68, 45, batch=2).double().requires_grad_()  # 17 x 12 to 3 x 2 tokens
+    weigh(reference_of(model, state, image)).backward()
+    scale = max(value.grad.abs().max().item() for value in state.values())
+    for path in ATTENTION_PATHS:
+        model = build(family, lda_mode, attention_path=path).double().train()
+        pixels = image.detach().clone().requires_grad_()
+        weigh(model(pixels)).backward()
+        for name, grad in gradients(model).items():
+            assert grad is not None, name
+            torch.testing.assert_close(
+                grad,
+                state[name].grad,
+                rtol=1e-8,
+                atol=1e-11 * scale,
+                msg=lambda text, name=name, path=path: f"{path}, {name}: {text}",
+            )
+        torch.testing.assert_close(pixels.grad, image.grad, rtol=1e-8, atol=1e-11 * scale)
+
+
+@every_path
+@pytest.mark.parametrize("family", ["small", "pp-small"])
+def test_gradients_in_float32(family: str, path: str) -> None:
+    model = build(family, attention_path=path).train()
+    double = build(family, attention_path="plain").double().train()
+    image = random_image(68, 61)
+    weigh(model(image)).backward()
+    weigh(double(image.double())).backward()
+    expected = gradients(double)
+    scale = max(grad.abs().max().item() for grad in expected.values())
+    for name, grad in gradients(model).items():
+        error = (grad.double() - expected[name]).abs().max().item()
+        assert error <= 1e-3 * expected[name].std().item() + 1e-6 * scale, name
+
+
+@pytest.mark.parametrize("family", ["small", "pp-huge"])
+def test_every_parameter_gets_a_gradient(family: str) -> None:
+    model = build(family, final_norm=True).train()
+    weigh(model(random_image(64, 96, batch=2))).backward()
+    for name, grad in gradients(model).items():
+        assert grad is not None and grad.isfinite().all(), name
+        # A constant added to all the logits of a query changes nothing.
+        if not name.endswith("pos3.2.bias"):
+            assert grad.abs().max() > 0, name
+
+
+@every_path
+def test_final_norm(path: str) -> None:
+    model = build("small", final_norm=True, attention_path=path).double()
+    state = double_state(model)
+    image = random_image(64, 64).double()
+    with torch.no_grad():
+        maps = model(image)
+        assert_maps_close(maps, reference_of(model, state, image), 1e-10)
+        del state["norm.weight"], state["norm.bias"]
+        other = CrossFormer(FAMILIES["small"], attention_path=path).double().eval()
+        other.load_state_dict(state)
+        assert_maps_equal(maps[:3], other(image)[:3])
+
+
+@every_path
+@pytest.mark.parametrize("arch", ["tiny", "pp-small"])
+def test_named_architecture_against_the_reference(arch: str, path: str) -> None:
+    model = CrossFormer(arch, attention_path=path).eval()
+    state = {name: value.float() for name, value in random_weights(model).items()}
+    model.load_state_dict(state)
+    image = random_image(64, 96)
+    with torch.no_grad():
+        assert_maps_close(model(image), reference_of(model, state, image), 1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 4), (3, 2), (5, 5)])
+def test_bias_table(shape: tuple[int, int]) -> None:
+    height, width = shape
+    bias = DynamicPositionBias(32, num_heads=3).double()
+    state = {f"pos.{name}": value for name, value in random_weights(bias).items()}
+    bias.load_state_dict(random_weights(bias))
+    places = list(itertools.product(range(height), range(width)))
+    expected = reference_bias(state, "pos", places)
+    table = bias(height, width)
+    assert table.shape == (2 * height - 1, 2 * width - 1, 3)
+    torch.testing.assert_close(expand_table(table), expected)
+    larger = bias(height + 2, width + 3)
+    torch.testing.assert_close(expand_table(crop_table(larger, height, width)), expected)
+
+
+def test_bias_table_is_exact_under_autocast() -> None:
+    bias = DynamicPositionBias(32, num_heads=3)
+    bias.load_state_dict(random_weights(bias))
+    with torch.no_grad():
+        expected = bias(2, 300)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(bias(2, 300), expected)
+
+
+# --- Architectures and maps ---------------------------------------------------------------------
+
+PARAMETERS = {
+    "tiny": 27.8,
+    "small": 30.7,
+    "base": 52.0,
+    "large": 92.0,
+    "pp-small": 23.3,
+    "pp-base": 52.0,
+    "pp-large": 92.0,
+    "pp-huge": 96.0,
+}
+
+
+@pytest.fixture
+def without_initialisation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave new parameters uninitialised, which makes large models quickly."""
+    for name in ("trunc_normal_", "kaiming_uniform_", "uniform_"):
+        monkeypatch.setattr(nn.init, name, lambda tensor, *args, **kwargs: tensor)
+
+
+@pytest.mark.parametrize(("arch", "millions"), PARAMETERS.items(), ids=PARAMETERS)
+def test_parameter_count(arch: str, millions: float, without_initialisation: None) -> None:
+    model = CrossFormer(arch, out_indices=(3,), final_norm=True)
+    classes = 1000
+    head = model.out_channels[0] * classes + classes
+    count = head + sum(parameter.numel() for parameter in model.parameters())
+    assert count / 1e6 == pytest.approx(millions, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("short", "name"), [("t", "tiny"), ("S", "small"), ("pp-s", "pp-small"), ("pp-b", "pp-base")]
+)
+def test_short_names(short: str, name: str, without_initialisation: None) -> None:
+    assert CrossFormer(short).arch == CrossFormer(name).arch
+
+
+def test_registered_under_its_bare_name() -> None:
+    model = MODELS.build({"type": "CrossFormer", "arch": FAMILIES["tiny"], "out_indices": [1]})
+    assert isinstance(model, CrossFormer)
+    assert model.out_indices == (1,)
+
+
+def test_groups_as_arguments_replace_those_of_the_architecture() -> None:
+    arch = {name: FAMILIES["small"][name] for name in ("embed_dims", "depths", "num_heads")}
+    model = CrossFormer(arch, group_size=5, interval=[3, 2, (1, 4, 2), 1], drop_path_rate=0.25)
+    assert model.arch.group_size == ((5, 5), (5, 5), (5, 5, 5), (5, 5))
+    assert model.arch.interval == ((3, 3), (2, 2), (1, 4, 2), (1, 1))
+    replaced = CrossFormer(
+        FAMILIES["small"], group_size=5, interval=[3, 2, (1, 4, 2), 1], drop_path_rate=0.25
+    )
+    assert replaced.arch == model.arch
+
+
+@pytest.mark.parametrize("size", [(32, 32), (33, 47), (96, 64), (101, 65), (63, 200), (35, 36)])
+@every_mode
+def test_map_sizes(lda_mode: str, size: tuple[int, int]) -> None:
+    model = build(lda_mode=lda_mode)
+    with torch.no_grad():
+        maps = model(random_image(*size, batch=2))
+    for stage, m in enumerate(maps):
+        height, width = (-(-side // (4 * 2**stage)) for side in size)
+        assert m.shape == (2, 32 * 2**stage, height, width)
+        assert m.is_contiguous()
+
+
+def test_padding_pixels_equal_zero_pixels_for_the_stem() -> None:
+    model = build()
+    image = random_image(33, 47)
+    padded = nn.functional.pad(image, (0, 1, 0, 3))
+    with torch.no_grad():
+        assert_maps_equal(model(image), model(padded))
+
+
+@pytest.mark.parametrize("out_indices", [(0,), (3,), (1, 2), (0, 3), (0, 1, 2)])
+def test_out_indices_select_maps(out_indices: Sequence[int]) -> None:
+    full, part = build(), build(out_indices=out_indices)
+    assert full.out_channels == (32, 64, 128, 256)
+    assert part.out_channels == tuple(full.out_channels[i] for i in out_indices)
+    image = random_image(40, 56)
+    with torch.no_grad():
+        maps = full(image)
+        assert_maps_equal(part(image), [maps[i] for i in out_indices])
+
+
+@every_path
+def test_meta_device_gives_shapes(path: str) -> None:
+    model = build(attention_path=path)
+    image = torch.empty(1, 3, 40, 57, device="meta")
+    with torch.no_grad():
+        expected = [m.shape for m in model(random_image(40, 57))]
+        assert [m.shape for m in model.to("meta")(image)] == expected
+        with torch.device("meta"):
+            made_there = CrossFormer(FAMILIES["small-g3"], attention_path=path).eval()
+        assert [m.shape for m in made_there(image)] == expected
+
+
+# --- What does not influence what ---------------------------------------------------------------
+
+# (height, width, group size, interval, rule, LDA): none is a multiple of its regions
+ISOLATION = [
+    (10, 9, 4, 1, "fixed_interval", False),
+    (10, 9, 3, 4, "fixed_interval", True),
+    (5, 4, 3, 8, "fixed_interval", True),
+    (10, 9, 2, 3, "fixed_group", True),
+    (10, 9, 3, 2, "adaptive_interval", True),
+    (3, 8, 4, 2, "fixed_interval", True),
+    (3, 8, 4, 2, "fixed_group", True),
+]
+
+
+@every_path
+@pytest.mark.parametrize("case", ISOLATION, ids=lambda case: "-".join(map(str, case)))
+def test_a_group_sees_itself_and_nothing_else(case: tuple, path: str) -> None:
+    height, width = case[:2]
+    layer = GroupedAttention(32, num_heads=2, attention_path=path).eval()
+    layer.load_state_dict(random_weights(layer))
+    plan = plan_groups(*case)
+    assert plan.padded_size != (height, width)
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(2, height, width, 32, generator=generator)
+    with torch.no_grad():
+        clean = layer(x, plan)
+        for members in reference_groups(*case):
+            rows, columns = zip(*(token for token, _ in members), strict=True)
+            spoilt = x.clone()
+            spoilt[:, rows[-1], columns[-1]] = float("nan")
+            output = layer(spoilt, plan)
+            inside = torch.zeros(height, width, dtype=torch.bool)
+            inside[rows, columns] = True
+            assert output[:, inside].isnan().all()
+            assert torch.equal(output[:, ~inside], clean[:, ~inside])
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@every_mode
+def test_earlier_sizes_leave_no_trace(lda_mode: str, training: bool) -> None:
+    small, large = random_image(32, 32), random_image(101, 65)
+    with torch.set_grad_enabled(training):
+        fresh_small = build("small", lda_mode).train(training)(small)
+        fresh_large = build("small", lda_mode).train(training)(large)
+        model = build("small", lda_mode).train(training)
+        for image, expected in ((small, fresh_small), (large, fresh_large)) * 2:
+            assert_maps_equal(model(image), expected)
+        model = build("small", lda_mode).train(training)
+        for image, expected in ((large, fresh_large), (small, fresh_small)):
+            assert_maps_equal(model(image), expected)
+
+
+@every_path
+@every_mode
+def test_samples_of_a_batch_are_independent(lda_mode: str, path: str) -> None:
+    model = build("pp-small", lda_mode, attention_path=path).double()
+    images = random_image(44, 65, batch=2).double()
+    with torch.no_grad():
+        together = model(images)
+        for i in range(2):
+            alone = model(images[i : i + 1])
+            assert_maps_close([m[i : i + 1] for m in together], alone, 1e-12)
+
+
+def module_state(model: nn.Module) -> dict[tuple[str, str], object]:
+    """Every attribute of every module but the bias cache; tensors by identity."""
+    state = {}
+    for name, module in model.named_modules():
+        for key, value in vars(module).items():
+            if isinstance(value, dict):
+                value = {entry: id(part) for entry, part in value.items()}
+            if key != "_cache":
+                state[name, key] = copy.deepcopy(value)
+    return state
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@every_path
+def test_forward_changes_no_state(path: str, training: bool) -> None:
+    model = build("pp-small", "adaptive_interval", attention_path=path).train(training)
+    before, values = module_state(model), copy.deepcopy(model.state_dict())
+    for size in ((32, 32), (101, 65), (32, 96)):
+        model(random_image(*size))
+    assert module_state(model) == before
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, values[name]), name
+
+
+# --- Training and evaluation --------------------------------------------------------------------
+
+
+def test_train_and_eval_return_the_model() -> None:
+    model = CrossFormer(FAMILIES["tiny"])
+    assert model.eval() is model
+    assert not any(module.training for module in model.modules())
+    assert model.train() is model
+    assert all(module.training for module in model.modules())
+    assert model.train(False) is model
+    assert not any(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("family", ["small", "pp-small"])
+def test_initial_weights(family: str) -> None:
+    torch.manual_seed(0)
+    model = CrossFormer(FAMILIES[family], final_norm=True)
+    linear = []
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            linear.append(module.weight.detach().flatten())
+            assert not module.bias.any()
+        elif isinstance(module, nn.LayerNorm):
+            assert (module.weight == 1).all()
+            assert not module.bias.any()
+        elif isinstance(module, nn.Conv2d):  # PyTorch's default: uniform, of this bound
+            bound = module.weight[0].numel() ** -0.5
+            assert 0.7 * bound < module.weight.abs().max() <= bound
+            assert 0 < module.bias.abs().max() <= bound
+    weights = torch.cat(linear)
+    assert weights.std().item() == pytest.approx(0.02, rel=0.02)
+    assert weights.mean().abs() < 1e-3
+    assert weights.abs().max() < 0.12
+
+
+def test_init_weights_without_a_checkpoint_keeps_the_weights() -> None:
+    model = CrossFormer(FAMILIES["tiny"])
+    before = copy.deepcopy(model.state_dict())
+    model.init_weights()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_drop_path_rates_rise_linearly() -> None:
+    model = CrossFormer(FAMILIES["small"], drop_path_rate=0.4)
+    rates = [block.drop_path.rate for stage in model.layers for block in stage.blocks]
+    assert rates == pytest.approx([0.4 * i / 8 for i in range(9)], abs=1e-6)
+
+
+def test_drop_path_rate_of_the_architecture() -> None:
+    model = CrossFormer({**FAMILIES["small"], "drop_path_rate": 0.3})
+    assert model.layers[3].blocks[1].drop_path.rate == pytest.approx(0.3)
+    model = CrossFormer({**FAMILIES["small"], "drop_path_rate": 0.3}, drop_path_rate=0.0)
+    assert model.layers[3].blocks[1].drop_path.rate == 0
+
+
+def test_drop_path_drops_samples_and_keeps_the_expectation() -> None:
+    torch.manual_seed(0)
+    layer = DropPath(0.25).train()
+    x = torch.rand(20000, 2, 3) + 1
+    factors = layer(x) / x
+    assert torch.allclose(factors, factors[:, :1, :1])
+    dropped = factors[:, 0, 0] == 0
+    assert dropped.double().mean().item() == pytest.approx(0.25, abs=0.015)
+    assert torch.allclose(factors[~dropped], torch.tensor(4 / 3))
+    assert factors.mean().item() == pytest.approx(1, abs=0.02)
+    assert torch.equal(layer.eval()(x), x)
+
+
+def test_block_drops_each_branch_on_its_own() -> None:
+    arguments = {"group_size": 2, "interval": 1, "lda_mode": "fixed_group", "long_distance": False}
+    block = CrossFormerBlock(32, 2, drop_path_rate=0.5, **arguments).double()
+    block.load_state_dict(random_weights(block))
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randn(1, 4, 4, 32, generator=generator).double()
+    with torch.no_grad():
+        plan = plan_groups(4, 4, **arguments)
+        attended = block.attn(block.norm1(x), plan)
+        # What a sample can come out as, when kept branches count double.
+        outcomes = []
+        for first, second in itertools.product((0, 2), repeat=2):
+            y = x + first * attended
+            outcomes.append(y + second * block.mlp(block.norm2(y)))
+        torch.manual_seed(0)
+        samples = block.train()(x.expand(64, -1, -1, -1))
+    counts = [sum(torch.allclose(sample, outcome[0]) for sample in samples) for outcome in outcomes]
+    assert sum(counts) == 64
+    assert min(counts) > 4
+
+
+def test_drop_path_does_nothing_in_evaluation() -> None:
+    image = random_image(40, 40)
+    with torch.no_grad():
+        assert_maps_equal(build(drop_path_rate=0.9)(image), build()(image))
+        torch.manual_seed(0)
+        trained = build(drop_path_rate=0.9).train()(image)
+        assert not torch.equal(trained[3], build()(image)[3])
+
+
+@pytest.mark.parametrize("drop_path_rate", [0.0, 0.5])
+@every_path
+def test_checkpointing_equals_plain(path: str, drop_path_rate: float) -> None:
+    arguments = {"attention_path": path, "drop_path_rate": drop_path_rate}
+    plain = build("pp-small", **arguments).train()
+    saving = build("pp-small", with_cp=True, **arguments).train()
+    results = []
+    for model in (plain, saving):
+        image = random_image(44, 65, batch=3).requires_grad_()
+        torch.manual_seed(5)
+        maps = model(image)
+        weigh(maps).backward()
+        results.append((maps, {"image": image.grad, **gradients(model)}))
+    (maps, grads), (saved_maps, saved_grads) = results
+    assert_maps_close(saved_maps, maps, 1e-6)
+    assert saved_grads.keys() == grads.keys()
+    for name, grad in grads.items():
+        torch.testing.assert_close(saved_grads[name], grad, rtol=1e-6, atol=1e-6, msg=name)
+
+
+def test_checkpointing_recomputes_blocks_in_the_backward_pass() -> None:
+    model = build(with_cp=True).train()
+    calls = []
+    for stage in model.layers:
+        for block in stage.blocks:
+            block.attn.register_forward_hook(lambda *_: calls.append(1))
+    maps = model(random_image(32, 32))
+    assert len(calls) == 9
+    weigh(maps).backward()
+    assert len(calls) == 18
+    calls.clear()
+    with torch.no_grad():
+        model(random_image(32, 32))
+    assert len(calls) == 9
+
+
+def frozen_names(model: CrossFormer, stages: int) -> set[str]:
+    """Names of the parameters that ``frozen_stages=stages`` is about."""
+    prefixes = () if stages < 0 else ("patch_embed.", *(f"layers.{i}." for i in range(stages)))
+    return {name for name, _ in model.named_parameters() if name.startswith(prefixes or "-")}
+
+
+@pytest.mark.parametrize("stages", [-1, 0, 1, 2, 3, 4])
+def test_frozen_stages(stages: int) -> None:
+    model = build(frozen_stages=stages, final_norm=True, drop_path_rate=0.5)
+    frozen = frozen_names(model, stages)
+    for mode in (True, False, True):
+        assert model.train(mode) is model
+        for name, parameter in model.named_parameters():
+            assert parameter.requires_grad == (name not in frozen), name
+        for name, module in model.named_modules():
+            if name.startswith(("patch_embed", "layers.")):
+                parts = name.split(".")
+                is_frozen = stages >= (0 if parts[0] == "patch_embed" else int(parts[1]) + 1)
+                assert module.training == (mode and not is_frozen), name
+    assert model.norm.training
+
+
+@pytest.mark.parametrize("with_cp", [False, True], ids=["plain", "checkpointed"])
+@pytest.mark.parametrize("stages", [-1, 0, 1, 3])
+def test_training_step_with_frozen_stages(stages: int, with_cp: bool) -> None:
+    model = build(frozen_stages=stages, with_cp=with_cp, drop_path_rate=0.1).train()
+    frozen = frozen_names(model, stages)
+    before = copy.deepcopy(model.state_dict())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
+    weigh(model(random_image(40, 56, batch=2))).backward()
+    optimizer.step()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]) == (name in frozen), name
+
+
+def test_everything_frozen() -> None:
+    model = build(frozen_stages=4, drop_path_rate=0.9)
+    image = random_image(40, 56)
+    expected = model(image)
+    maps = model.train()(image)
+    assert not any(m.requires_grad for m in maps)
+    assert_maps_equal(maps, expected)
+
+
+def test_bfloat16_autocast() -> None:
+    model = build("small")
+    image = random_image(64, 96)
+    with torch.no_grad():
+        expected = model(image)
+        for path in ATTENTION_PATHS:
+            lower = build("small", attention_path=path)
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                maps = lower(image)
+            for m, full in zip(maps, expected, strict=True):
+                error = (m.float() - full).square().mean().sqrt() / full.std()
+                assert m.isfinite().all()
+                assert 1e-4 < error < 0.02
+
+
+# --- Cached bias tables -------------------------------------------------------------------------
+
+
+class TableCounter:
+    """Counts the runs of the position bias MLPs of a model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.runs = 0
+        for bias in biases_of(model):
+            bias.register_forward_hook(self._count)
+
+    def _count(self, *_: object) -> None:
+        self.runs += 1
+
+    def take(self) -> int:
+        """Return the runs since the last call."""
+        runs, self.runs = self.runs, 0
+        return runs
+
+
+def cached_tables(model: nn.Module) -> int:
+    return sum(len(bias._cache._tables) for bias in biases_of(model))
+
+
+def test_tables_are_made_once_per_group_shape() -> None:
+    model = build("small-g3")  # nine blocks: five SDA, four LDA
+    counter = TableCounter(model)
+    with torch.no_grad():
+        model(random_image(96, 96))
+        assert counter.take() == 9
+        model(random_image(96, 96, batch=2, seed=5))
+        assert counter.take() == 0
+        # SDA keeps its groups of 3 in stages 0 and 1; under fixed_interval, stage 2 (group 2,
+        # map 7 x 8) and stage 3 (group 1, map 4 x 4) keep theirs as well. LDA has 28 x 32 tokens
+        # at 16 apart (2 x 2), 14 x 16 at 8 (2 x 2), 7 x 8 at 4 (2 x 2), 4 x 4 at 3 (2 x 2); before
+        # it had 24 x 24 (2 x 2), 12 x 12 (2 x 2), 6 x 6 (2 x 2) and 3 x 3 (1 x 1).
+        model(random_image(112, 128))
+        assert counter.take() == 1
+        model(random_image(96, 96))
+        model(random_image(112, 128))
+        assert counter.take() == 0
+
+
+def test_training_never_caches_tables() -> None:
+    model = build().train()
+    counter = TableCounter(model)
+    for grad in (True, False, True):
+        with torch.set_grad_enabled(grad):
+            model(random_image(32, 32))
+        assert counter.take() == 9
+        assert cached_tables(model) == 0
+
+
+def test_wanted_gradients_are_never_cached() -> None:
+    model = build()
+    counter = TableCounter(model)
+    for _ in range(2):
+        model(random_image(32, 32))
+        assert counter.take() == 9
+        assert cached_tables(model) == 0
+
+
+def test_gradients_reach_the_bias_after_tables_were_cached() -> None:
+    model, fresh = build(), build()
+    image = random_image(32, 32)
+    with torch.no_grad():
+        model(image)
+    assert cached_tables(model) == 9
+    for one in (model, fresh):
+        weigh(one(image)).backward()
+    for name, grad in gradients(model).items():
+        assert torch.equal(grad, gradients(fresh)[name]), name
+
+
+def test_frozen_stages_use_cached_tables_in_training() -> None:
+    model = build(frozen_stages=2).train()
+    counter = TableCounter(model)
+    weigh(model(random_image(32, 32))).backward()
+    assert counter.take() == 9
+    weigh(model(random_image(32, 32))).backward()
+    assert counter.take() == 5
+
+
+def load_weights(model: CrossFormer, state: dict[str, Tensor]) -> CrossFormer:
+    model.load_state_dict(state)
+    return model
+
+
+def write_in_place(model: CrossFormer, state: dict[str, Tensor]) -> CrossFormer:
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(state[name])
+    return model
+
+
+def write_data(model: CrossFormer, state: dict[str, Tensor]) -> CrossFormer:
+    for name, parameter in model.named_parameters():
+        parameter.data.copy_(state[name])
+    return model
+
+
+def replace_data(model: CrossFormer, state: dict[str, Tensor]) -> CrossFormer:
+    for name, parameter in model.named_parameters():
+        parameter.data = state[name].float()
+    return model
+
+
+def replace_parameters(model: CrossFormer, state: dict[str, Tensor]) -> CrossFormer:
+    for name, _ in list(model.named_parameters()):
+        owner, _, key = name.rpartition(".")
+        setattr(model.get_submodule(owner), key, nn.Parameter(state[name].float()))
+    return model
+
+
+def load_after_copying(model: CrossFormer, state: dict[str, Tensor]) -> CrossFormer:
+    return load_weights(copy.deepcopy(model), state)
+
+
+def load_after_pickling(model: CrossFormer, state: dict[str, Tensor]) -> CrossFormer:
+    return load_weights(pickle.loads(pickle.dumps(model)), state)
+
+
+WRITERS = [
+    load_weights,
+    write_in_place,
+    write_data,
+    replace_data,
+    replace_parameters,
+    load_after_copying,
+    load_after_pickling,
+]
+
+
+@pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__)
+def test_new_weights_are_noticed(
+    write: Callable[[CrossFormer, dict[str, Tensor]], CrossFormer],
+) -> None:
+    model = build()
+    image = random_image(40, 56)
+    state = random_weights(model, seed=9)
+    with torch.no_grad():
+        old = model(image)
+        model(image)
+    model = write(model, state)
+    fresh = build()
+    fresh.load_state_dict(state)
+    with torch.no_grad():
+        assert_maps_equal(model(image), fresh(image))
+        assert not torch.equal(model(image)[0], old[0])
+
+
+def test_one_changed_bias_weight_is_noticed() -> None:
+    model, fresh = build(), build()
+    image = random_image(40, 56)
+    name = "layers.0.blocks.0.attn.pos.pos2.2.bias"
+    with torch.no_grad():
+        model(image)
+        for one in (model, fresh):
+            one.get_parameter(name).data[0] += 1.0
+        assert_maps_equal(model(image), fresh(image))
+
+
+def test_changed_precision_is_noticed() -> None:
+    model = build()
+    image = random_image(40, 56)
+    with torch.no_grad():
+        model(image)
+        assert_maps_equal(model.double()(image.double()), build().double()(image.double()))
+        assert_maps_equal(model.float()(image), build()(image))
+        rounded = build()
+        rounded.load_state_dict(
+            {name: value.half().float() for name, value in rounded.state_dict().items()}
+        )
+        assert_maps_equal(model.half().float()(image), rounded(image))
+
+
+def test_optimizer_steps_are_noticed() -> None:
+    model = build("small")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    image = random_image(40, 56)
+    for training in (True, False):  # the second time without ever leaving evaluation
+        with torch.no_grad():
+            old = model(image)
+        model.train(training)
+        optimizer.zero_grad()
+        weigh(model(image)).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        model.eval()
+        fresh = build("small")
+        fresh.load_state_dict(model.state_dict())
+        with torch.no_grad():
+            assert_maps_equal(model(image), fresh(image))
+            assert not torch.equal(model(image)[0], old[0])
+
+
+def test_cache_is_bounded() -> None:
+    bias = DynamicPositionBias(32, num_heads=2).eval()
+    counter = TableCounter(bias)
+    shapes = [(i // 5 + 1, i % 5 + 1) for i in range(3 * MAX_CACHED_TABLES)]
+    with torch.no_grad():
+        for shape in shapes:
+            assert torch.equal(bias.table(*shape), bias(*shape))
+            assert cached_tables(bias) <= MAX_CACHED_TABLES
+        counter.take()
+        for shape in shapes[-MAX_CACHED_TABLES:]:
+            bias.table(*shape)
+        assert counter.take() == 0
+        bias.table(*shapes[0])
+        assert counter.take() == 1
+
+
+@pytest.mark.parametrize(
+    "duplicate",
+    [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))],
+    ids=["deepcopy", "pickle"],
+)
+def test_copies_of_a_model_with_cached_tables(
+    duplicate: Callable[[CrossFormer], CrossFormer],
+) -> None:
+    model = build()
+    image = random_image(40, 56)
+    with torch.no_grad():
+        expected = model(image)
+        other = duplicate(model)
+        assert not other.training
+        assert_maps_equal(other(image), expected)
+        other.load_state_dict(random_weights(other, seed=9))
+        other(image)
+        assert_maps_equal(model(image), expected)
+
+
+def test_training_after_inference_mode() -> None:
+    model, fresh = build(), build()
+    image = random_image(40, 56)
+    with torch.inference_mode():
+        model(image)
+    for one in (model, fresh):
+        one.train()
+        weigh(one(image)).backward()
+        torch.optim.SGD(one.parameters(), lr=1e-3).step()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, fresh.state_dict()[name]), name
+
+
+def test_model_made_in_inference_mode() -> None:
+    image = random_image(40, 56)
+    with torch.inference_mode():
+        model = build()
+        for _ in range(2):
+            maps = model(image)
+    with torch.no_grad():
+        assert_maps_equal(maps, build()(image))
+
+
+@every_path
+def test_cached_tables_of_inference_mode_serve_a_backward_pass(path: str) -> None:
+    model, fresh = build(attention_path=path), build(attention_path=path)
+    image = random_image(40, 56)
+    for one in (model, fresh):
+        for bias in biases_of(one):
+            bias.requires_grad_(False)
+    with torch.inference_mode():
+        model(image)
+    assert cached_tables(model) == 9
+    for one in (model, fresh):
+        weigh(one(image)).backward()
+    for name, grad in gradients(model).items():
+        assert (grad is None) == (".pos." in name), name
+        if grad is not None:
+            assert torch.equal(grad, gradients(fresh)[name]), name
+
+
+# --- Errors -------------------------------------------------------------------------------------
+
+
+def changed(**entries: object) -> dict:
+    return {**FAMILIES["small"], **entries}
+
+
+def without(name: str) -> dict:
+    return {key: value for key, value in FAMILIES["small"].items() if key != name}
+
+
+# What is wrong, the exception, and what its message names.
+BAD_ARGUMENTS = [
+    ({"arch": "huge"}, ValueError, ["'huge'", "pp-huge"]),
+    ({"arch": 3}, TypeError, ["arch", "3"]),
+    ({"arch": without("embed_dims")}, ValueError, ["'embed_dims'"]),
+    ({"arch": without("depths")}, ValueError, ["'depths'"]),
+    ({"arch": without("num_heads")}, ValueError, ["'num_heads'"]),
+    ({"arch": without("group_size")}, ValueError, ["group_size is missing"]),
+    ({"arch": without("interval")}, ValueError, ["interval is missing"]),
+    ({"arch": changed(depth=(2, 2, 3, 2))}, ValueError, ["'depth'", "depths"]),
+    ({"arch": changed(depths=(2, 2, 6))}, ValueError, ["depths", "(2, 2, 6)"]),
+    ({"arch": changed(depths=5)}, ValueError, ["depths", "5"]),
+    ({"arch": changed(depths=(2, 0, 3, 2))}, ValueError, ["depths", "[1]", "0"]),
+    ({"arch": changed(depths=(2, 2, 3, 2.5))}, TypeError, ["depths", "[3]", "2.5"]),
+    ({"arch": changed(num_heads=(3, 6, 12))}, ValueError, ["num_heads", "(3, 6, 12)"]),
+    ({"arch": changed(num_heads=(3, 7, 12, 24))}, ValueError, ["num_heads", "[1]", "7", "96"]),
+    ({"arch": changed(num_heads=(3, 6, -12, 24))}, ValueError, ["num_heads", "[2]", "-12"]),
+    ({"arch": changed(embed_dims=20)}, ValueError, ["embed_dims", "8", "20"]),
+    ({"arch": changed(embed_dims=8)}, ValueError, ["embed_dims", "16", "8"]),
+    ({"arch": changed(embed_dims=48.0)}, TypeError, ["embed_dims", "48.0"]),
+    ({"arch": changed(group_size=(7, 7, 7))}, ValueError, ["group_size", "(7, 7, 7)"]),
+    ({"arch": changed(drop_path_rate=1.5)}, ValueError, ["drop_path_rate", "1.5"]),
+    ({"lda_mode": "fixed"}, ValueError, ["lda_mode", "'fixed'", *LDA_MODES]),
+    ({"lda_mode": None}, ValueError, ["lda_mode", "None"]),
+    ({"attention_path": "flash"}, ValueError, ["attention_path", "'flash'", *ATTENTION_PATHS]),
+    *(
+        ({name: value}, error, [name, *parts])
+        for name in ("group_size", "interval")
+        for value, error, parts in [
+            (0, ValueError, ["not 0"]),
+            (-1, ValueError, ["not -1"]),
+            ((7, 0, 7, 7), ValueError, ["[1]", "not 0"]),
+            ((7, 7, (7, 7, -1), 7), ValueError, ["[2]", "not -1"]),
+            ((7, 7, 7), ValueError, ["4", "(7, 7, 7)"]),
+            ((7, 7, 7, 7, 7), ValueError, ["4", "(7, 7, 7, 7, 7)"]),
+            ((7, 7, (7, 7), 7), ValueError, ["[2]", "3", "(7, 7)"]),
+            (7.0, TypeError, ["7.0"]),
+            ((7, 7, 7, 3.5), TypeError, ["[3]", "3.5"]),
+            ("7", TypeError, ["'7'"]),
+            (True, TypeError, ["True"]),
+        ]
+    ),
+    ({"out_indices": ()}, ValueError, ["out_indices", "()"]),
+    ({"out_indices": (0, 4)}, ValueError, ["out_indices", "(0, 4)"]),
+    ({"out_indices": (-1,)}, ValueError, ["out_indices", "(-1,)"]),
+    ({"out_indices": (2, 1)}, ValueError, ["out_indices", "(2, 1)"]),
+    ({"out_indices": (1, 1)}, ValueError, ["out_indices", "(1, 1)"]),
+    ({"out_indices": (1.0, 2.0)}, ValueError, ["out_indices", "(1.0, 2.0)"]),
+    ({"out_indices": (0, 2), "final_norm": True}, ValueError, ["final_norm", "(0, 2)"]),
+    ({"frozen_stages": -2}, ValueError, ["frozen_stages", "-2"]),
+    ({"frozen_stages": 5}, ValueError, ["frozen_stages", "5"]),
+    ({"frozen_stages": 1.5}, ValueError, ["frozen_stages", "1.5"]),
+    ({"drop_path_rate": -0.1}, ValueError, ["drop_path_rate", "-0.1"]),
+    ({"drop_path_rate": 1.0}, ValueError, ["drop_path_rate", "1.0"]),
+    ({"drop_path_rate": float("nan")}, ValueError, ["drop_path_rate", "nan"]),
+]
+
+
+def describe(value: object) -> str:
+    return repr(value).replace(" ", "") if not isinstance(value, type) else value.__name__
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "parts"),
+    BAD_ARGUMENTS,
+    ids=[f"{'-'.join(case[0])}-{case[2][-1]}" for case in BAD_ARGUMENTS],
+)
+def test_bad_arguments(arguments: dict, error: type[Exception], parts: list[str]) -> None:
+    with pytest.raises(error) as caught:
+        CrossFormer(**{"arch": FAMILIES["small"], **arguments})
+    for part in parts:
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("shape", "part"),
+    [
+        ((1, 3, 31, 64), "31 x 64"),
+        ((1, 3, 64, 31), "64 x 31"),
+        ((1, 3, 0, 64), "0 x 64"),
+        ((1, 1, 64, 64), "(1, 1, 64, 64)"),
+        ((1, 4, 64, 64), "(1, 4, 64, 64)"),
+        ((3, 64, 64), "(3, 64, 64)"),
+        ((1, 1, 3, 64, 64), "(1, 1, 3, 64, 64)"),
+    ],
+)
+def test_bad_images(shape: tuple[int, ...], part: str) -> None:
+    with pytest.raises(ValueError, match="image must be") as caught:
+        CrossFormer(FAMILIES["tiny"])(torch.zeros(shape))
+    assert part in str(caught.value)
+
+
+def test_other_numbers_of_image_channels() -> None:
+    model = CrossFormer(FAMILIES["tiny"], in_channels=4).eval()
+    with torch.no_grad():
+        assert model(torch.zeros(1, 4, 32, 32))[0].shape == (1, 32, 8, 8)
+    with pytest.raises(ValueError, match="image must be"):
+        model(torch.zeros(1, 3, 32, 32))

@@ -1,0 +1,160 @@
+"""Values that the authors' code computed, where the folder with them is at hand."""
+
+import importlib.util
+import json
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from reference import reference_backbone
+from torch import Tensor, nn
+
+from crossformer_mm import CrossFormer
+from crossformer_mm.models import ATTENTION_PATHS
+
+GOLDEN = Path(__file__).parents[1].parent / "shared" / "golden"
+TOLERANCE = 1e-5  # standard deviations
+ARCHITECTURES = ("tiny", "small", "base", "large", "pp-small", "pp-base", "pp-large", "pp-huge")
+
+if not GOLDEN.is_dir():
+    pytest.skip("the folder shared/golden is not beside the repository", allow_module_level=True)
+
+every_path = pytest.mark.parametrize("path", ATTENTION_PATHS)
+
+
+def files(pattern: str) -> pytest.MarkDecorator:
+    """Parametrise over the golden files, ordered by architecture."""
+    found = sorted(GOLDEN.glob(pattern))
+    return pytest.mark.parametrize("file", found, ids=[file.stem for file in found])
+
+
+@pytest.fixture(autouse=True)
+def without_initialisation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave new parameters uninitialised: each is loaded, or only its shape matters."""
+    for name in ("trunc_normal_", "kaiming_uniform_", "uniform_"):
+        monkeypatch.setattr(nn.init, name, lambda tensor, *args, **kwargs: tensor)
+
+
+@lru_cache(maxsize=1)
+def golden_weights() -> ModuleType:
+    """Import the golden folder's own ``weights.py``."""
+    spec = importlib.util.spec_from_file_location("golden_weights", GOLDEN / "weights.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def shapes(arch: str) -> dict[str, list[int]]:
+    """Names and shapes of an architecture's state dict, classification head included."""
+    return json.loads((GOLDEN / f"shapes_crossformer-{arch}.json").read_text())
+
+
+@lru_cache(maxsize=1)
+def golden_state(arch: str) -> dict[str, Tensor]:
+    filled = golden_weights().fill(shapes(arch))
+    return {name: torch.from_numpy(values) for name, values in filled.items()}
+
+
+def golden_image(height: int, width: int, seed: int, batch: int = 1) -> Tensor:
+    return torch.from_numpy(golden_weights().image(height, width, seed=seed, batch=batch))
+
+
+def assert_golden(actual: np.ndarray, expected: np.ndarray) -> None:
+    assert actual.shape == expected.shape
+    error = np.abs(actual - expected).max() / expected.std()
+    assert error <= TOLERANCE, f"off by {error:.2g} standard deviations"
+
+
+def assert_dense_golden(maps: list[Tensor], golden: np.lib.npyio.NpzFile) -> None:
+    assert len(maps) == 4
+    for stage, m in enumerate(maps):
+        assert list(m.shape) == list(golden[f"shape{stage}"])
+        assert_golden(m.flatten().numpy()[golden[f"index{stage}"]], golden[f"value{stage}"])
+
+
+def test_every_kind_of_file_is_there() -> None:
+    assert len(list(GOLDEN.glob("logits_*.npz"))) >= 3
+    assert len(list(GOLDEN.glob("dense_*.npz"))) >= 6
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_names_and_shapes(arch: str) -> None:
+    expected = shapes(arch)
+    own = {
+        name: list(v.shape) for name, v in CrossFormer(arch, final_norm=True).state_dict().items()
+    }
+    assert own == {name: shape for name, shape in expected.items() if not name.startswith("head.")}
+    dense = set(CrossFormer(arch).state_dict())
+    assert dense == {name for name in expected if not name.startswith(("head.", "norm."))}
+
+
+@every_path
+@files("logits_*.npz")
+def test_logits(file: Path, path: str) -> None:
+    arch = file.stem.removeprefix("logits_crossformer-").removesuffix("_224")
+    state = dict(golden_state(arch))
+    head_weight, head_bias = state.pop("head.weight"), state.pop("head.bias")
+    model = CrossFormer(
+        arch,
+        out_indices=(3,),
+        final_norm=True,
+        lda_mode="fixed_group" if arch.startswith("pp-") else "fixed_interval",
+        attention_path=path,
+    ).eval()
+    model.load_state_dict(state)
+    with torch.no_grad():
+        (features,) = model(golden_image(224, 224, seed=1, batch=2))
+    logits = features.mean(dim=(2, 3)) @ head_weight.T + head_bias
+    assert_golden(logits.numpy(), np.load(file)["logits"])
+
+
+def dense_model(meta: dict, path: str = "sdpa") -> CrossFormer:
+    arch = meta["arch"].removeprefix("crossformer-")
+    model = CrossFormer(
+        arch,
+        group_size=meta["group_size"],
+        interval=meta["interval"],
+        lda_mode=meta["lda"],
+        attention_path=path,
+    ).eval()
+    model.load_state_dict(
+        {
+            name: value
+            for name, value in golden_state(arch).items()
+            if not name.startswith(("norm.", "head."))
+        }
+    )
+    return model
+
+
+@every_path
+@files("dense_*.npz")
+def test_dense(file: Path, path: str) -> None:
+    golden = np.load(file)
+    meta = json.loads(str(golden["meta"]))
+    model = dense_model(meta, path)
+    with torch.no_grad():
+        maps = model(golden_image(meta["height"], meta["width"], seed=meta["seed"]))
+    assert_dense_golden(maps, golden)
+
+
+@files("dense_*.npz")
+def test_reference(file: Path) -> None:
+    golden = np.load(file)
+    meta = json.loads(str(golden["meta"]))
+    model = dense_model(meta)
+    with torch.no_grad():
+        maps = reference_backbone(
+            model.state_dict(),
+            golden_image(meta["height"], meta["width"], seed=meta["seed"]),
+            depths=model.arch.depths,
+            num_heads=model.arch.num_heads,
+            group_size=meta["group_size"],
+            interval=meta["interval"],
+            lda_mode=meta["lda"],
+            amplitude_cooling=model.arch.amplitude_cooling,
+        )
+    assert_dense_golden(maps, golden)

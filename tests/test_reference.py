@@ -1,0 +1,234 @@
+"""The slow reference against numbers worked out by hand."""
+
+import math
+from collections.abc import Sequence
+
+import pytest
+import torch
+from reference import (
+    Member,
+    Token,
+    convolve,
+    layer_norm,
+    linear,
+    reference_attention,
+    reference_backbone,
+    reference_bias,
+    reference_groups,
+    zero_pad,
+)
+from torch import Tensor
+
+LDA_MODES = ("fixed_interval", "fixed_group", "adaptive_interval")
+
+
+def picture(groups: Sequence[Sequence[Member]], height: int, width: int) -> list[str]:
+    """Draw a map with one letter per group, letters in the order of first appearance."""
+    owner = {token: i for i, members in enumerate(groups) for token, _ in members}
+    letters: dict[int, str] = {}
+    rows = []
+    for row in range(height):
+        owners = [owner[row, column] for column in range(width)]
+        rows.append("".join(letters.setdefault(i, chr(65 + len(letters))) for i in owners))
+    return rows
+
+
+def places_of(groups: Sequence[Sequence[Member]], token: Token) -> list[Token]:
+    """Places of all the members of the group that ``token`` belongs to."""
+    (members,) = [members for members in groups if token in [where for where, _ in members]]
+    return [place for _, place in members]
+
+
+@pytest.mark.parametrize("lda_mode", LDA_MODES)
+def test_sda_groups_are_windows(lda_mode: str) -> None:
+    groups = reference_groups(5, 6, 4, 9, lda_mode, long_distance=False)
+    assert picture(groups, 5, 6) == ["AAAABB", "AAAABB", "AAAABB", "AAAABB", "CCCCDD"]
+    assert places_of(groups, (0, 5)) == [(y, x) for y in range(4) for x in range(2)]
+    assert places_of(groups, (4, 2)) == [(0, 0), (0, 1), (0, 2), (0, 3)]
+
+
+def test_fixed_interval_groups_span_the_map() -> None:
+    groups = reference_groups(5, 6, 3, 4, "fixed_interval", long_distance=True)
+    assert picture(groups, 5, 6) == ["ABCDAB", "EFGHEF", "IJKLIJ", "MNOPMN", "ABCDAB"]
+    assert places_of(groups, (4, 4)) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert places_of(groups, (3, 1)) == [(0, 0), (0, 1)]
+    assert places_of(groups, (4, 3)) == [(0, 0), (1, 0)]
+
+
+def test_fixed_group_cuts_regions_first() -> None:
+    groups = reference_groups(5, 6, 2, 2, "fixed_group", long_distance=True)
+    assert picture(groups, 5, 6) == ["ABABCD", "EFEFGH", "ABABCD", "EFEFGH", "IJIJKL"]
+    assert places_of(groups, (2, 2)) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert places_of(groups, (3, 5)) == [(0, 0), (1, 0)]
+    assert places_of(groups, (4, 2)) == [(0, 0), (0, 1)]
+
+
+def test_adaptive_interval_depends_on_the_longer_side_only() -> None:
+    # ceil(6 / 4) = 2 and ceil(6 / 2) = 3; the architecture's interval, 99, is not used
+    groups = reference_groups(5, 6, 4, 99, "adaptive_interval", long_distance=True)
+    assert picture(groups, 5, 6) == ["ABABAB", "CDCDCD", "ABABAB", "CDCDCD", "ABABAB"]
+    groups = reference_groups(5, 6, 2, 99, "adaptive_interval", long_distance=True)
+    assert picture(groups, 5, 6) == ["ABCABC", "DEFDEF", "GHIGHI", "ABCABC", "DEFDEF"]
+    groups = reference_groups(6, 5, 2, 99, "adaptive_interval", long_distance=True)
+    assert picture(groups, 6, 5) == ["ABCAB", "DEFDE", "GHIGH", "ABCAB", "DEFDE", "GHIGH"]
+
+
+@pytest.mark.parametrize("lda_mode", ["fixed_interval", "fixed_group"])
+def test_interval_longer_than_the_map_leaves_every_token_alone(lda_mode: str) -> None:
+    groups = reference_groups(5, 6, 3, 8, lda_mode, long_distance=True)
+    assert len(groups) == 30
+    assert all(place == (0, 0) for ((_, place),) in groups)
+
+
+@pytest.mark.parametrize("long_distance", [False, True])
+@pytest.mark.parametrize("group_size", [5, 6, 20])
+def test_small_map_rule(group_size: int, long_distance: bool) -> None:
+    groups = reference_groups(5, 6, group_size, 2, "fixed_interval", long_distance)
+    assert picture(groups, 5, 6) == ["AAAAAB"] * 5
+    assert places_of(groups, (3, 5)) == [(y, 0) for y in range(5)]
+    groups = reference_groups(6, 5, group_size, 2, "fixed_interval", long_distance)
+    assert picture(groups, 6, 5) == ["AAAAA"] * 5 + ["BBBBB"]
+    for lda_mode in ("fixed_group", "adaptive_interval"):
+        groups = reference_groups(5, 6, group_size, 2, lda_mode, long_distance)
+        assert picture(groups, 5, 6) == ["AAAAAA"] * 5
+
+
+def test_small_map_rule_on_one_row() -> None:
+    groups = reference_groups(1, 4, 2, 2, "fixed_interval", long_distance=True)
+    assert picture(groups, 1, 4) == ["ABCD"]
+    groups = reference_groups(1, 4, 2, 2, "fixed_group", long_distance=True)
+    assert picture(groups, 1, 4) == ["AAAA"]
+
+
+def sign_bias_state(prefix: str, below: float, above: float) -> dict[str, Tensor]:
+    """Position bias MLP of width 2: ``below`` for dy > 0, ``above`` for dy < 0, 0 for dy = 0."""
+    state = {
+        "pos_proj.weight": torch.tensor([[1.0, 0.0], [-1.0, 0.0]]),
+        "pos_proj.bias": torch.zeros(2),
+        "pos3.2.weight": torch.tensor([[below, above]]),
+        "pos3.2.bias": torch.zeros(1),
+    }
+    for name in ("pos1", "pos2", "pos3"):
+        state[f"{name}.0.weight"] = torch.ones(2)
+        state[f"{name}.0.bias"] = torch.zeros(2)
+    for name in ("pos1", "pos2"):
+        state[f"{name}.2.weight"] = torch.eye(2)
+        state[f"{name}.2.bias"] = torch.zeros(2)
+    return {f"{prefix}.{name}": value.double() for name, value in state.items()}
+
+
+def test_bias_of_one_offset() -> None:
+    # (3, 1) -> norm (1, -1) -> ReLU (1, 0) -> norm (1, -1) -> ReLU (1, 0), twice -> 5 + 0.5
+    state = sign_bias_state("pos", 5.0, 7.0)
+    state["pos.pos_proj.bias"] = torch.tensor([3.0, 1.0]).double()
+    state["pos.pos3.2.bias"] += 0.5
+    bias = reference_bias(state, "pos", [(2, 3)])
+    assert bias.shape == (1, 1, 1)
+    assert bias.item() == pytest.approx(5.5, rel=1e-4)
+
+
+def test_bias_takes_query_minus_key_rows_first() -> None:
+    bias = reference_bias(sign_bias_state("pos", 5.0, 7.0), "pos", [(0, 0), (1, 0), (0, 1)])
+    expected = torch.tensor([[[0.0, 7.0, 0.0], [5.0, 0.0, 5.0], [0.0, 7.0, 0.0]]]).double()
+    torch.testing.assert_close(bias, expected, rtol=1e-4, atol=1e-12)
+
+
+def attention_state(
+    query: Sequence[float], below: float = 0.0, above: float = 0.0
+) -> dict[str, Tensor]:
+    """Attention with a constant query, and keys, values and outputs that are the tokens."""
+    dims = len(query)
+    eye, zeros = torch.eye(dims).double(), torch.zeros(dims).double()
+    return {
+        "attn.qkv.weight": torch.cat([0 * eye, eye, eye]),
+        "attn.qkv.bias": torch.cat([torch.tensor(query).double(), zeros, zeros]),
+        "attn.proj.weight": eye,
+        "attn.proj.bias": zeros,
+        **sign_bias_state("attn.pos", below, above),
+    }
+
+
+def test_attention_without_logits_is_the_mean_of_the_group() -> None:
+    x = torch.tensor([[0.0, 4.0, 1.0], [8.0, 12.0, 3.0]]).double().view(1, 2, 3, 1)
+    groups = reference_groups(2, 3, 2, 1, "fixed_interval", long_distance=False)
+    output = reference_attention(attention_state([0.0]), "attn", x, groups, num_heads=1)
+    expected = torch.tensor([[6.0, 6.0, 2.0], [6.0, 6.0, 2.0]]).double()
+    torch.testing.assert_close(output.view(2, 3), expected)
+
+
+def test_attention_adds_the_bias() -> None:
+    # the lower query gives 3 / 4 of its weight to the upper key, the upper query 4 / 5 to the lower
+    x = torch.tensor([0.0, 20.0]).double().view(1, 2, 1, 1)
+    groups = [[((0, 0), (0, 0)), ((1, 0), (1, 0))]]
+    state = attention_state([0.0], below=math.log(3), above=math.log(4))
+    output = reference_attention(state, "attn", x, groups, num_heads=1)
+    torch.testing.assert_close(
+        output.flatten(), torch.tensor([16.0, 5.0]).double(), rtol=1e-3, atol=0
+    )
+
+
+def test_attention_divides_logits_by_the_root_of_the_head_width() -> None:
+    key = 2 * math.log(3)
+    x = torch.tensor([[0.0] * 4, [key, 0.0, 0.0, 0.0]]).double().view(1, 1, 2, 4)
+    groups = [[((0, 0), (0, 0)), ((0, 1), (0, 1))]]
+    state = attention_state([1.0, 0.0, 0.0, 0.0])
+    output = reference_attention(state, "attn", x, groups, num_heads=1)
+    torch.testing.assert_close(output[0, 0, 0], torch.tensor([0.75 * key, 0, 0, 0]).double())
+
+
+def test_heads_take_neighbouring_channels() -> None:
+    # head 0 is channels 0 and 1: only there does the query (1, 0) see a key; head 1 averages
+    key = math.sqrt(2) * math.log(3)
+    x = torch.tensor([[0.0] * 4, [key, 0.0, 8.0, 6.0]]).double().view(1, 1, 2, 4)
+    groups = [[((0, 0), (0, 0)), ((0, 1), (0, 1))]]
+    state = attention_state([1.0, 0.0, 0.0, 0.0])
+    state["attn.pos.pos3.2.weight"] = torch.zeros(2, 2).double()
+    state["attn.pos.pos3.2.bias"] = torch.zeros(2).double()
+    output = reference_attention(state, "attn", x, groups, num_heads=2)
+    torch.testing.assert_close(output[0, 0, 1], torch.tensor([0.75 * key, 0, 4, 3]).double())
+
+
+def test_layers_agree_with_torch() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 4, 6).double()
+    norm = torch.nn.LayerNorm(6).double()
+    torch.nn.init.normal_(norm.weight)
+    fc = torch.nn.Linear(6, 5).double()
+    conv = torch.nn.Conv2d(6, 4, 4, stride=2, padding=1).double()
+    state = {
+        f"{name}.{key}": value
+        for name, module in {"norm": norm, "fc": fc, "conv": conv}.items()
+        for key, value in module.state_dict().items()
+    }
+    torch.testing.assert_close(layer_norm(state, "norm", x), norm(x))
+    torch.testing.assert_close(linear(state, "fc", x), fc(x))
+    expected = conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    torch.testing.assert_close(convolve(state, "conv", x, stride=2, padding=1), expected)
+
+
+def test_zero_pad_appends_at_the_bottom_and_right() -> None:
+    padded = zero_pad(torch.ones(1, 2, 5, 1), 4)
+    assert padded[0, ..., 0].tolist() == [[1, 1, 1, 1, 1, 0, 0, 0]] * 2 + [[0] * 8] * 2
+
+
+def test_backbone_without_blocks_is_the_embedding() -> None:
+    # one stage, no block: kernel k of the stem sums an all-one image over k x k pixels
+    state = {"patch_embed.norm.weight": torch.ones(4), "patch_embed.norm.bias": torch.zeros(4)}
+    for i, kernel in enumerate((4, 8, 16, 32)):
+        state[f"patch_embed.projs.{i}.weight"] = torch.ones(1, 3, kernel, kernel)
+        state[f"patch_embed.projs.{i}.bias"] = torch.zeros(1)
+    (output,) = reference_backbone(
+        state,
+        torch.ones(1, 3, 33, 40),
+        depths=(0,),
+        num_heads=(1,),
+        group_size=(7,),
+        interval=(1,),
+        lda_mode="fixed_interval",
+        amplitude_cooling=False,
+    )
+    assert output.shape == (1, 4, 9, 10)
+    # The centre of token (8, 0) is pixel (34, 2); rows 33 and on, and columns before 0, are zero.
+    sums = torch.tensor([1 * 4, 3 * 6, 7 * 10, 15 * 18]).float() * 3
+    expected = (sums - sums.mean()) / sums.std(correction=0)
+    torch.testing.assert_close(output[0, :, 8, 0], expected, rtol=1e-4, atol=1e-4)
