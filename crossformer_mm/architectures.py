@@ -135,7 +135,8 @@ def _is_sequence(value: object) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str)
 
 
-def _positive(name: str, value: object) -> int:
+def check_positive(name: str, value: object) -> int:
+    """Return ``value`` if it is a whole number of at least 1, and raise otherwise."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name} must be an integer, not {value!r}")
     if value < 1:
@@ -146,7 +147,7 @@ def _positive(name: str, value: object) -> int:
 def _per_stage(name: str, values: object) -> tuple[int, ...]:
     if not _is_sequence(values) or len(values) != STAGES:
         raise ValueError(f"{name} must have {STAGES} entries, one per stage, not {values!r}")
-    return tuple(_positive(f"{name}[{stage}]", value) for stage, value in enumerate(values))
+    return tuple(check_positive(f"{name}[{stage}]", value) for stage, value in enumerate(values))
 
 
 def _per_block(name: str, values: object, depths: Sequence[int]) -> PerBlock:
@@ -161,12 +162,12 @@ def _per_block(name: str, values: object, depths: Sequence[int]) -> PerBlock:
             raise ValueError(
                 f"{name}[{stage}] must be one number or {depth}, one per block, not {value!r}"
             )
-        stages.append(tuple(_positive(f"{name}[{stage}]", block) for block in blocks))
+        stages.append(tuple(check_positive(f"{name}[{stage}]", block) for block in blocks))
     return tuple(stages)
 
 
 def _check_widths(arch: Architecture) -> None:
-    _positive("arch['embed_dims']", arch.embed_dims)
+    check_positive("arch['embed_dims']", arch.embed_dims)
     if arch.embed_dims < 16 or arch.embed_dims % 8:
         raise ValueError(
             "arch['embed_dims'] must be a multiple of 8 and at least 16 (the stem and the "
@@ -178,5 +179,9 @@ def _check_widths(arch: Architecture) -> None:
                 f"arch['num_heads'][{stage}] = {heads} must divide the {arch.channels(stage)} "
                 f"channels of stage {stage}"
             )
+    if not isinstance(arch.amplitude_cooling, bool):
+        raise TypeError(f"amplitude_cooling must be True or False, not {arch.amplitude_cooling!r}")
+    if not isinstance(arch.drop_path_rate, (int, float)):
+        raise TypeError(f"drop_path_rate must be a number, not {arch.drop_path_rate!r}")
     if not 0 <= arch.drop_path_rate < 1:
         raise ValueError(f"drop_path_rate must be in [0, 1), not {arch.drop_path_rate!r}")

@@ -715,10 +715,8 @@ def test_tables_are_made_once_per_group_shape() -> None:
         assert counter.take() == 9
         model(random_image(96, 96, batch=2, seed=5))
         assert counter.take() == 0
-        # SDA keeps its groups of 3 in stages 0 and 1; under fixed_interval, stage 2 (group 2,
-        # map 7 x 8) and stage 3 (group 1, map 4 x 4) keep theirs as well. LDA has 28 x 32 tokens
-        # at 16 apart (2 x 2), 14 x 16 at 8 (2 x 2), 7 x 8 at 4 (2 x 2), 4 x 4 at 3 (2 x 2); before
-        # it had 24 x 24 (2 x 2), 12 x 12 (2 x 2), 6 x 6 (2 x 2) and 3 x 3 (1 x 1).
+        # From 24 x 24 tokens to 28 x 32, one block gets groups of another shape: LDA of stage 3,
+        # with 3 x 3 tokens before and 4 x 4 now, 3 apart.
         model(random_image(112, 128))
         assert counter.take() == 1
         model(random_image(96, 96))
@@ -834,15 +832,16 @@ def test_new_weights_are_noticed(
         assert not torch.equal(model(image)[0], old[0])
 
 
-def test_one_changed_bias_weight_is_noticed() -> None:
-    model, fresh = build(), build()
-    image = random_image(40, 56)
-    name = "layers.0.blocks.0.attn.pos.pos2.2.bias"
+def test_every_single_bias_weight_is_noticed() -> None:
+    bias = DynamicPositionBias(256, num_heads=2).eval()
+    bias.load_state_dict(random_weights(bias))
     with torch.no_grad():
-        model(image)
-        for one in (model, fresh):
-            one.get_parameter(name).data[0] += 1.0
-        assert_maps_equal(model(image), fresh(image))
+        for name, parameter in bias.named_parameters():
+            old = bias.table(3, 2)
+            parameter.data.view(-1)[-1] += 1.0
+            expected = bias(3, 2)
+            assert not torch.equal(expected, old), name
+            assert torch.equal(bias.table(3, 2), expected), name
 
 
 def test_changed_precision_is_noticed() -> None:
@@ -938,6 +937,15 @@ def test_model_made_in_inference_mode() -> None:
         assert_maps_equal(maps, build()(image))
 
 
+def test_tables_cached_in_inference_mode_can_be_saved_for_backward() -> None:
+    bias = DynamicPositionBias(32, num_heads=2).eval().requires_grad_(False)
+    factor = torch.ones(3, 5, 2, requires_grad=True)
+    with torch.inference_mode():
+        bias.table(2, 3)
+    (bias.table(2, 3) * factor).sum().backward()
+    torch.testing.assert_close(factor.grad, bias(2, 3))
+
+
 @every_path
 def test_cached_tables_of_inference_mode_serve_a_backward_pass(path: str) -> None:
     model, fresh = build(attention_path=path), build(attention_path=path)
@@ -1015,12 +1023,19 @@ BAD_ARGUMENTS = [
     ({"out_indices": (2, 1)}, ValueError, ["out_indices", "(2, 1)"]),
     ({"out_indices": (1, 1)}, ValueError, ["out_indices", "(1, 1)"]),
     ({"out_indices": (1.0, 2.0)}, ValueError, ["out_indices", "(1.0, 2.0)"]),
+    ({"out_indices": 3}, ValueError, ["out_indices", "not 3"]),
+    ({"out_indices": None}, ValueError, ["out_indices", "None"]),
     ({"out_indices": (0, 2), "final_norm": True}, ValueError, ["final_norm", "(0, 2)"]),
     ({"frozen_stages": -2}, ValueError, ["frozen_stages", "-2"]),
     ({"frozen_stages": 5}, ValueError, ["frozen_stages", "5"]),
     ({"frozen_stages": 1.5}, ValueError, ["frozen_stages", "1.5"]),
     ({"drop_path_rate": -0.1}, ValueError, ["drop_path_rate", "-0.1"]),
     ({"drop_path_rate": 1.0}, ValueError, ["drop_path_rate", "1.0"]),
+    ({"drop_path_rate": "0.1"}, TypeError, ["drop_path_rate", "'0.1'"]),
+    ({"arch": changed(amplitude_cooling="no")}, TypeError, ["amplitude_cooling", "'no'"]),
+    ({"in_channels": 0}, ValueError, ["in_channels", "0"]),
+    ({"in_channels": "3"}, TypeError, ["in_channels", "'3'"]),
+    ({"frozen_stages": True}, ValueError, ["frozen_stages", "True"]),
     ({"drop_path_rate": float("nan")}, ValueError, ["drop_path_rate", "nan"]),
 ]
 
@@ -1065,3 +1080,11 @@ def test_other_numbers_of_image_channels() -> None:
         assert model(torch.zeros(1, 4, 32, 32))[0].shape == (1, 32, 8, 8)
     with pytest.raises(ValueError, match="image must be"):
         model(torch.zeros(1, 3, 32, 32))
+
+
+@pytest.mark.parametrize("path", ATTENTION_PATHS)
+def test_an_empty_batch_gives_empty_maps(path: str) -> None:
+    model = CrossFormer(FAMILIES["small"], attention_path=path)
+    shapes = [tuple(m.shape[2:]) for m in model(torch.zeros(1, 3, 64, 70))]
+    empty = model(torch.zeros(0, 3, 64, 70))
+    assert [(m.shape[0], *m.shape[2:]) for m in empty] == [(0, *shape) for shape in shapes]

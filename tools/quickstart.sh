@@ -4,6 +4,10 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
 cd "$ROOT"
 
+# Threads that spin while they wait make training several times slower when another program runs
+# on one of few cores.
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
+
 CONFIG=configs/detection/retinanet_crossformer-nano_fpn_toy-coco.py
 DATA=data/toy_coco
 WORK=work_dirs/quickstart

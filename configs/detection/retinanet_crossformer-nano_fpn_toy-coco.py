@@ -2,7 +2,7 @@
 # tools/make_toy_dataset.py from scratch in minutes on two CPU cores.
 _base_ = "retinanet_crossformer-s_fpn_1x_coco.py"
 
-max_epochs = 5
+max_epochs = 4
 norm_cfg = dict(type="BN")
 # The toy data draws these of the 80 categories; the order is that of COCO.
 classes = ("stop sign", "umbrella", "kite", "banana", "pizza", "donut", "book", "clock")
@@ -46,7 +46,7 @@ test_pipeline = [
 data_root = "data/toy_coco/"
 metainfo = dict(classes=classes)
 train_dataloader = dict(
-    batch_size=8,
+    batch_size=4,
     num_workers=1,
     dataset=dict(data_root=data_root, metainfo=metainfo, pipeline=train_pipeline),
 )
@@ -69,4 +69,5 @@ param_scheduler = [
         convert_to_iter_based=True,
     ),
 ]
-default_hooks = dict(logger=dict(interval=25))
+default_hooks = dict(logger=dict(interval=25), visualization=dict(score_thr=0.5))
+randomness = dict(seed=0)

@@ -94,18 +94,19 @@ def sdpa_in_groups(qkv: Tensor, table: Tensor, groups: EqualGroups, num_heads: i
     Returns:
         (B, T, C).
     """
-    batch, tokens, _ = qkv.shape
-    grouped = qkv.reshape(batch * groups.count, groups.height * groups.width, -1)
+    batch, tokens, channels = qkv.shape
+    grouped = qkv.reshape(batch * groups.count, groups.height * groups.width, channels)
     q, k, v = _split_heads(grouped, num_heads)
     # A bias wider than q is silently wrong in some of PyTorch's fused kernels.
     bias = expand_table(crop_table(table, groups.height, groups.width)).to(q.dtype)
     output = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None])
-    return output.transpose(1, 2).reshape(batch, tokens, -1)
+    return output.transpose(1, 2).reshape(batch, tokens, channels // 3)
 
 
 def _split_heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """(..., tokens, 3 * C) -> three of (..., heads, tokens, C / heads)."""
-    q, k, v = qkv.unflatten(-1, (3, num_heads, -1)).movedim(-3, 0).transpose(-3, -2)
+    head_dims = qkv.shape[-1] // (3 * num_heads)
+    q, k, v = qkv.unflatten(-1, (3, num_heads, head_dims)).movedim(-3, 0).transpose(-3, -2)
     return q, k, v
 
 

@@ -8,7 +8,12 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from crossformer_mm.architectures import STAGES, Architecture, resolve_architecture
+from crossformer_mm.architectures import (
+    STAGES,
+    Architecture,
+    check_positive,
+    resolve_architecture,
+)
 from crossformer_mm.checkpoint import load_backbone
 from crossformer_mm.models.attention import ATTENTION_PATHS
 from crossformer_mm.models.block import CrossFormerBlock
@@ -132,7 +137,7 @@ class CrossFormer(BaseModule):
         self.arch = resolve_architecture(arch, group_size, interval, drop_path_rate)
         _check_choice("lda_mode", lda_mode, LDA_MODES)
         _check_choice("attention_path", attention_path, ATTENTION_PATHS)
-        self.in_channels = in_channels
+        self.in_channels = check_positive("in_channels", in_channels)
         self.out_indices = _check_out_indices(out_indices, final_norm)
         self.frozen_stages = _check_frozen_stages(frozen_stages)
 
@@ -226,8 +231,8 @@ def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
 
 
 def _check_out_indices(out_indices: Sequence[int], final_norm: bool) -> tuple[int, ...]:
-    indices = tuple(out_indices)
-    in_range = all(isinstance(i, int) and 0 <= i < STAGES for i in indices)
+    indices = tuple(out_indices) if isinstance(out_indices, Sequence) else ()
+    in_range = all(type(i) is int and 0 <= i < STAGES for i in indices)
     if not indices or not in_range or list(indices) != sorted(set(indices)):
         raise ValueError(f"out_indices must be rising stages from 0 to 3, not {out_indices!r}")
     if final_norm and STAGES - 1 not in indices:
@@ -236,7 +241,7 @@ def _check_out_indices(out_indices: Sequence[int], final_norm: bool) -> tuple[in
 
 
 def _check_frozen_stages(frozen_stages: int) -> int:
-    if not isinstance(frozen_stages, int) or not -1 <= frozen_stages <= STAGES:
+    if type(frozen_stages) is not int or not -1 <= frozen_stages <= STAGES:
         raise ValueError(f"frozen_stages must be from -1 to {STAGES}, not {frozen_stages!r}")
     return frozen_stages
 

@@ -74,7 +74,7 @@ def partition(x: Tensor, plan: GroupPlan) -> Tensor:
     x = x.reshape(batch, *_split_shape(plan), channels)
     # (B, region y, member y, offset y, region x, member x, offset x, C)
     x = x.permute(0, 1, 3, 4, 6, 2, 5, 7)
-    return x.reshape(batch, -1, plan.group_height * plan.group_width, channels)
+    return x.flatten(5, 6).flatten(1, 4)
 
 
 def merge(groups: Tensor, plan: GroupPlan) -> Tensor:
