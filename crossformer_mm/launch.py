@@ -2,13 +2,14 @@
 
 import os
 import re
+from argparse import SUPPRESS, ArgumentParser
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
 import torch
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
@@ -21,6 +22,21 @@ SCOPES = ("mmpretrain", "mmdet", "mmseg")
 def fail(message: str) -> NoReturn:
     """End the program with exit status 1 and one line on the error stream."""
     raise SystemExit(f"error: {message}")
+
+
+def add_common_arguments(parser: ArgumentParser) -> None:
+    """Add what training and testing both take."""
+    parser.add_argument("config", help="config file")
+    parser.add_argument("--work-dir", help="folder for logs, metrics and checkpoints")
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=DictAction,
+        metavar="KEY=VALUE",
+        help="override config entries; data_root=DIR moves all data paths",
+    )
+    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=SUPPRESS)
 
 
 def load_config(path: str, options: Mapping | None = None, work_dir: str | None = None) -> Config:
@@ -61,7 +77,7 @@ def move_paths(value: object, old_root: str, new_root: str) -> object:
 def check_annotation_files(cfg: Config, *loaders: str) -> None:
     """Fail before anything is built if a local annotation file of a data loader is missing."""
     for loader in loaders:
-        for dataset in _datasets(cfg.get(loader, {}).get("dataset", {})):
+        for dataset in _datasets((cfg.get(loader) or {}).get("dataset", {})):
             file = dataset.get("ann_file")
             if not file or "://" in file:
                 continue

@@ -3,9 +3,10 @@
 import argparse
 from pathlib import Path
 
-from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config import Config, ConfigDict
 
 from crossformer_mm.launch import (
+    add_common_arguments,
     build_runner,
     check_amp,
     check_annotation_files,
@@ -19,9 +20,8 @@ from crossformer_mm.launch import (
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("config", help="config file")
+    add_common_arguments(parser)
     parser.add_argument("checkpoint", help="checkpoint file")
-    parser.add_argument("--work-dir", help="folder for logs and metrics")
     parser.add_argument("--out", metavar="FILE.pkl", help="write the predictions to a pickle file")
     parser.add_argument("--show-dir", metavar="DIR", help="draw predictions into this folder")
     parser.add_argument("--tta", action="store_true", help="test-time augmentation")
@@ -29,15 +29,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--eval", nargs="+", metavar="METRIC", help="COCO metrics: bbox, segm, proposal"
     )
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=DictAction,
-        metavar="KEY=VALUE",
-        help="override config entries; data_root=DIR moves all data paths",
-    )
-    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
-    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 

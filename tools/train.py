@@ -2,9 +2,10 @@
 
 import argparse
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 
 from crossformer_mm.launch import (
+    add_common_arguments,
     build_runner,
     check_amp,
     check_annotation_files,
@@ -18,8 +19,7 @@ from crossformer_mm.resume import find_checkpoint_to_resume
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("config", help="config file")
-    parser.add_argument("--work-dir", help="folder for logs and checkpoints")
+    add_common_arguments(parser)
     parser.add_argument("--pretrained", metavar="CKPT", help="weights the backbone starts from")
     parser.add_argument("--amp", action="store_true", help="automatic mixed precision (GPU)")
     parser.add_argument(
@@ -33,15 +33,6 @@ def parse_args() -> argparse.Namespace:
         help="go on from a checkpoint; without one, from the last complete one in the work "
         "directory, or from the start if there is none",
     )
-    parser.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=DictAction,
-        metavar="KEY=VALUE",
-        help="override config entries; data_root=DIR moves all data paths",
-    )
-    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
-    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 

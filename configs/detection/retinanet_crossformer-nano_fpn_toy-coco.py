@@ -30,19 +30,13 @@ model = dict(
 )
 
 image_scale = (256, 192)
-train_pipeline = [
-    dict(type="LoadImageFromFile"),
-    dict(type="LoadAnnotations", with_bbox=True),
-    dict(type="Resize", scale=image_scale, keep_ratio=True),
-    dict(type="RandomFlip", prob=0.5),
-    dict(type="PackDetInputs"),
-]
-test_pipeline = [
-    dict(type="LoadImageFromFile"),
-    dict(type="Resize", scale=image_scale, keep_ratio=True),
-    dict(type="LoadAnnotations", with_bbox=True),
-    dict(type="PackDetInputs", meta_keys=_base_.meta_keys),
-]
+train_pipeline = _base_.train_pipeline
+train_pipeline[2].scale = image_scale
+test_pipeline = _base_.test_pipeline
+test_pipeline[1].scale = image_scale
+tta_pipeline = _base_.tta_pipeline
+tta_pipeline[1].transforms[0][0].scale = image_scale
+
 data_root = "data/toy_coco/"
 metainfo = dict(classes=classes)
 train_dataloader = dict(
