@@ -122,7 +122,7 @@ def test_killed_training_goes_on(toy_coco, run_tool, tmp_path, epoch):
     assert (tmp_path / "epoch_3.pth").exists()
 
 
-def test_pretrained_weights_arrive(toy_coco, run_tool, tmp_path, monkeypatch):
+def test_pretrained_weights_arrive(toy_coco, run_tool, tmp_path):
     from mmengine.config import Config
     from mmengine.registry import MODELS
 
@@ -138,7 +138,7 @@ def test_pretrained_weights_arrive(toy_coco, run_tool, tmp_path, monkeypatch):
         assert torch.equal(saved[f"backbone.{name}"], value), name
 
 
-def test_the_shipped_config_trains_on_toy_data(toy_coco, monkeypatch, tmp_path):
+def test_the_shipped_config_trains_on_toy_data(toy_coco, tmp_path):
     cfg = launch.load_config(
         str(ROOT / "configs/detection/retinanet_crossformer-s_fpn_1x_coco.py"),
         {"data_root": str(toy_coco), "train_dataloader.num_workers": 0},
