@@ -66,9 +66,7 @@ def extract_state_dict(checkpoint: object, filename: str) -> dict[str, Tensor]:
     return {name.removeprefix("module."): value for name, value in checkpoint.items()}
 
 
-def describe_mismatch(
-    weights: Mapping[str, Tensor], own: Mapping[str, Tensor], allow_unexpected: bool = False
-) -> str:
+def describe_mismatch(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
     """Say in one line what does not fit, at most three keys of a kind; empty when all fits."""
     misshapen = [
         f"{name} {tuple(weights[name].shape)} instead of {tuple(own[name].shape)}"
@@ -77,7 +75,7 @@ def describe_mismatch(
     ]
     kinds = {
         "missing": [name for name in own if name not in weights],
-        "unexpected": [] if allow_unexpected else [n for n in weights if n not in own],
+        "unexpected": [name for name in weights if name not in own],
         "of another shape": misshapen,
     }
     return "; ".join(_name_some(kind, names) for kind, names in kinds.items() if names)

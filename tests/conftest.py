@@ -1,5 +1,6 @@
 """What several tests share: the repository's folders, a tiny data set, and running the tools."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 NANO_CONFIG = ROOT / "configs/detection/retinanet_crossformer-nano_fpn_toy-coco.py"
+
+
+def metrics_of(work_dir: Path) -> dict:
+    """The metrics that the last test run wrote."""
+    newest = max(work_dir.glob("*/*.json"), key=lambda file: file.stat().st_mtime_ns)
+    return json.loads(newest.read_text())
 
 
 @pytest.fixture(scope="session")

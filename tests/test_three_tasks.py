@@ -1,13 +1,12 @@
 """The same tools train and test classifiers and segmentors; the config's scope says which."""
 
-import json
 import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, metrics_of
 
 COMMON = """
 custom_imports = dict(imports=['crossformer_mm'], allow_failed_imports=False)
@@ -109,8 +108,7 @@ def train_and_test(data: Path, text: str, run_tool) -> tuple[dict, Path]:
         *("--work-dir", work / "test", "--show-dir", pictures, "--out", data / "p.pkl"),
     )
     assert (data / "p.pkl").stat().st_size > 0
-    newest = next((work / "test").glob("*/*.json"))
-    return json.loads(newest.read_text()), pictures
+    return metrics_of(work / "test"), pictures
 
 
 def test_a_classifier(classification_data, run_tool):

@@ -1,6 +1,5 @@
 """The tools, as a user runs them: train, kill, resume, test, on one process and on two."""
 
-import json
 import os
 import pickle
 import signal
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import NANO_CONFIG, ROOT
+from conftest import NANO_CONFIG, ROOT, metrics_of
 
 from crossformer_mm import launch
 from crossformer_mm.safe_load import load_file
@@ -37,12 +36,6 @@ def tool_main(monkeypatch, tool: Path, *arguments: object) -> None:
     names: dict = {"__name__": tool.stem}
     exec(compile(tool.read_text(), tool, "exec"), names)
     names["main"]()
-
-
-def metrics_of(work_dir: Path) -> dict:
-    """The metrics that the last test run wrote."""
-    newest = max(work_dir.glob("*/*.json"), key=lambda file: file.stat().st_mtime_ns)
-    return json.loads(newest.read_text())
 
 
 @pytest.fixture(scope="module")

@@ -46,12 +46,14 @@ class DynamicPositionBias(nn.Module):
 
     def table(self, height: int, width: int) -> Tensor:
         """Return what :meth:`forward` returns, from a cache in evaluation without gradients."""
+        if self.training:
+            return self(height, width)
         parameters = list(self.parameters())
         needs_grad = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
         cacheable = parameters[0].device.type in ("cpu", "cuda") and not (
             is_traced(parameters[0]) or parameters[0].is_inference()
         )
-        if self.training or needs_grad or not cacheable:
+        if needs_grad or not cacheable:
             return self(height, width)
         return self._cache.get(self, parameters, height, width)
 

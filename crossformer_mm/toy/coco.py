@@ -90,11 +90,12 @@ def _check(name, value, least, most, unit):
 
 
 def _refuse_other_data(out):
-    for name in FOLDERS:
-        if (out / name).exists():
-            file = out / "annotations" / "instances_val2017.json"
-            if not file.is_file() or f'"contributor": "{_CONTRIBUTOR}"' not in file.read_text():
-                raise FileExistsError(f"{out / name} is not a toy data set, and is not replaced")
+    present = [out / name for name in FOLDERS if (out / name).exists()]
+    if not present:
+        return
+    file = out / "annotations" / "instances_val2017.json"
+    if not file.is_file() or f'"contributor": "{_CONTRIBUTOR}"' not in file.read_text():
+        raise FileExistsError(f"{present[0]} is not a toy data set, and is not replaced")
 
 
 def _write_split(folder, split, count, size, seed, report):
