@@ -3,7 +3,7 @@
 import os
 import re
 from argparse import SUPPRESS, ArgumentParser
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
@@ -14,7 +14,9 @@ from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 from crossformer_mm import safe_load
+from crossformer_mm.data_paths import find_missing_data, move_paths
 from crossformer_mm.requirements import HOW_TO_INSTALL
+from crossformer_mm.runner import DataCheckingRunner
 
 SCOPES = ("mmpretrain", "mmdet", "mmseg")
 
@@ -63,38 +65,11 @@ def load_config(path: str, options: Mapping | None = None, work_dir: str | None 
     return cfg
 
 
-def move_paths(value: object, old_root: str, new_root: str) -> object:
-    """Replace ``old_root`` at the start of every string inside nested dicts and lists."""
-    if isinstance(value, str) and value.startswith(old_root):
-        return new_root + value[len(old_root) :]
-    if isinstance(value, dict):
-        return {key: move_paths(entry, old_root, new_root) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(move_paths(entry, old_root, new_root) for entry in value)
-    return value
-
-
-def check_annotation_files(cfg: Config, *loaders: str) -> None:
-    """Fail before anything is built if a local annotation file of a data loader is missing."""
-    for loader in loaders:
-        for dataset in _datasets((cfg.get(loader) or {}).get("dataset", {})):
-            file = dataset.get("ann_file")
-            if not file or "://" in file:
-                continue
-            path = Path(dataset.get("data_root") or "") / file
-            if not path.exists():
-                fail(
-                    f"annotation file {path} of {loader} does not exist: "
-                    "put the data there or set --cfg-options data_root=DIR"
-                )
-
-
-def _datasets(dataset: Mapping) -> Iterator[Mapping]:
-    """Walk through wrappers like RepeatDataset and ConcatDataset."""
-    yield dataset
-    for inner in [dataset.get("dataset"), *dataset.get("datasets", [])]:
-        if isinstance(inner, Mapping):
-            yield from _datasets(inner)
+def check_data(cfg: Config, *loaders: str) -> None:
+    """Fail before anything is built if files or folders of the data are missing."""
+    missing = find_missing_data(cfg, loaders)
+    if missing:
+        fail(f"{missing}: put the data there or set --cfg-options data_root=DIR")
 
 
 def check_file(path: str | None, argument: str) -> None:
@@ -116,11 +91,44 @@ def build_runner(cfg: Config, launcher: str, all_weights_needed: bool) -> Runner
     """
     safe_load.make_default()
     cfg.launcher = _start_processes(cfg, launcher)
+    replaced = [] if torch.cuda.is_available() else replace_gpu_only_parts(cfg)
     hook = dict(type="CheckpointMatchHook", all_weights_needed=all_weights_needed)
     cfg.custom_hooks = [*cfg.get("custom_hooks", []), hook]
-    runner = Runner.from_cfg(cfg)
+    runner = DataCheckingRunner.from_cfg(cfg)
     print_log(f"Running on {_describe_devices(launcher)}", logger="current")
+    for line in replaced:
+        print_log(line, logger="current")
     return runner
+
+
+def replace_gpu_only_parts(cfg: Config) -> list[str]:
+    """Change what cannot run without a GPU, and return a line on each change.
+
+    Mixed precision gives way to float32. So does SyncBN to BN where there are several processes;
+    where there is one, mmengine does that.
+    """
+    lines = []
+    wrapper = cfg.get("optim_wrapper") or {}
+    if wrapper.get("type") == "AmpOptimWrapper":
+        wrapper["type"] = "OptimWrapper"
+        for option in ("loss_scale", "dtype"):
+            wrapper.pop(option, None)
+        lines.append("Training in float32: the config's mixed precision needs a GPU")
+    if cfg.get("launcher", "none") != "none" and _replace_types(cfg.model, "SyncBN", "BN"):
+        lines.append("BN replaces SyncBN, which needs a GPU: each process has its own statistics")
+    return lines
+
+
+def _replace_types(value: object, old: str, new: str) -> bool:
+    """Replace ``type=old`` by ``type=new`` in nested dicts and lists; say whether any was there."""
+    if isinstance(value, dict):
+        found = value.get("type") == old
+        if found:
+            value["type"] = new
+        return any([found, *(_replace_types(entry, old, new) for entry in value.values())])
+    if isinstance(value, (list, tuple)):
+        return any([_replace_types(entry, old, new) for entry in value])
+    return False
 
 
 def _start_processes(cfg: Config, launcher: str) -> str:

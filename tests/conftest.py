@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-NANO_CONFIG = ROOT / "configs/detection/retinanet_crossformer-nano_fpn_toy-coco.py"
+CONFIGS = ROOT / "configs"
+NANO_CONFIG = CONFIGS / "detection/retinanet_crossformer-nano_fpn_toy-coco.py"
 
 
 def metrics_of(work_dir: Path) -> dict:
@@ -45,3 +46,16 @@ def run_tool():
         return result
 
     return run
+
+
+@pytest.fixture(scope="session")
+def toy_data_roots(tmp_path_factory, toy_coco) -> dict[str, Path]:
+    """A tiny data set for each task."""
+    from crossformer_mm.toy.ade import write_ade
+    from crossformer_mm.toy.imagenet import write_imagenet
+
+    root = tmp_path_factory.mktemp("toys")
+    silent = dict(seed=3, report=lambda line: None)
+    write_ade(root / "ade", train=8, val=5, size=(128, 96), **silent)
+    write_imagenet(root / "imagenet", train=16, val=8, size=(128, 96), **silent)
+    return dict(classification=root / "imagenet", detection=toy_coco, segmentation=root / "ade")

@@ -9,7 +9,7 @@ from crossformer_mm.launch import (
     add_common_arguments,
     build_runner,
     check_amp,
-    check_annotation_files,
+    check_data,
     check_file,
     fail,
     load_config,
@@ -92,7 +92,7 @@ def main() -> None:
     args = parse_args()
     cfg = load_config(args.config, args.cfg_options, args.work_dir)
     apply_options(cfg, args)
-    check_annotation_files(cfg, "test_dataloader")
+    check_data(cfg, "test_dataloader")
     build_runner(cfg, args.launcher, all_weights_needed=True).test()
 
 

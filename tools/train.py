@@ -8,7 +8,7 @@ from crossformer_mm.launch import (
     add_common_arguments,
     build_runner,
     check_amp,
-    check_annotation_files,
+    check_data,
     check_file,
     load_config,
     require,
@@ -62,7 +62,7 @@ def main() -> None:
     args = parse_args()
     cfg = load_config(args.config, args.cfg_options, args.work_dir)
     apply_options(cfg, args)
-    check_annotation_files(cfg, "train_dataloader", "val_dataloader")
+    check_data(cfg, "train_dataloader", "val_dataloader")
     build_runner(cfg, args.launcher, all_weights_needed=cfg.get("resume", False)).train()
 
 

@@ -8,16 +8,21 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from crossformer_mm.toy.output import all_or_nothing
-from crossformer_mm.toy.scene import MIN_SIDE, SceneObject, draw_scene
+from crossformer_mm.toy.output import all_or_nothing, refuse_other_data
+from crossformer_mm.toy.scene import SceneObject, draw_scene
+from crossformer_mm.toy.writing import (
+    MAX_IMAGES,
+    SPLITS,
+    check_arguments,
+    count_images,
+    encode_jpeg,
+    maybe_turned,
+    random_of_image,
+)
 
 FOLDERS = ("annotations", "train2017", "val2017")
-SPLITS = ("train", "val")
-MAX_IMAGES = 500_000  # per split; image ids of val start above those of train
-MAX_SIDE = 4096
-PROGRESS_EVERY = 100
 _CONTRIBUTOR = "crossformer_mm"
-_JPEG_QUALITY = 92
+_MARKED_FILE, _MARK = "annotations/instances_val2017.json", f'"contributor": "{_CONTRIBUTOR}"'
 _OUTLINE_TOLERANCE = 0.7  # pixels
 _LICENSE = {"id": 1, "name": "Drawn by program, free to use", "url": ""}
 _NAMES = {
@@ -70,13 +75,9 @@ def write_coco(
     already and ``overwrite`` is off; with it on they are replaced as a whole, unless they are not
     a toy data set but, for example, COCO itself.
     """
-    _check("train", train, 1, MAX_IMAGES, "images")
-    _check("val", val, 1, MAX_IMAGES, "images")
-    for side, value in zip(("width", "height"), size, strict=True):
-        _check(f"size ({side})", value, MIN_SIDE, MAX_SIDE, "pixels")
-    _check("seed", seed, 0, 2**63, "")
+    check_arguments(train, val, size, seed)
     if overwrite:
-        _refuse_other_data(Path(out))
+        refuse_other_data(Path(out), FOLDERS, _MARKED_FILE, _MARK)
     summary = {}
     with all_or_nothing(Path(out), FOLDERS, overwrite) as folder:
         for split, count in zip(SPLITS, (train, val), strict=True):
@@ -84,29 +85,13 @@ def write_coco(
     return summary
 
 
-def _check(name, value, least, most, unit):
-    if not least <= value <= most:
-        raise ValueError(f"{name} is {value}, but must be from {least} to {most} {unit}".rstrip())
-
-
-def _refuse_other_data(out):
-    present = [out / name for name in FOLDERS if (out / name).exists()]
-    if not present:
-        return
-    file = out / "annotations" / "instances_val2017.json"
-    if not file.is_file() or f'"contributor": "{_CONTRIBUTOR}"' not in file.read_text():
-        raise FileExistsError(f"{present[0]} is not a toy data set, and is not replaced")
-
-
 def _write_split(folder, split, count, size, seed, report):
     images, annotations = [], []
-    for index in range(count):
+    for index in count_images(split, count, report):
         jpeg, image, objects = _draw_image(split, index, size, seed)
         (folder / f"{split}2017" / image["file_name"]).write_bytes(jpeg)
         images.append(image)
         annotations += objects
-        if (index + 1) % PROGRESS_EVERY == 0 or index + 1 == count:
-            report(f"{split}: {index + 1} of {count} images")
     content = {
         "info": {
             "description": f"Toy stand-in for COCO 2017, seed {seed}",
@@ -130,14 +115,13 @@ def _write_split(folder, split, count, size, seed, report):
 
 def _draw_image(split, index, size, seed):
     """JPEG bytes, image record and annotation records of one image."""
-    rng = np.random.default_rng((seed, SPLITS.index(split), index))
-    width, height = size if rng.uniform() < 0.8 else size[::-1]
+    rng = random_of_image(seed, split, index)
+    width, height = maybe_turned(rng, size)
     # By index, not by chance, so that every run of ten images has a crowd and an empty image early.
     is_crowd, is_empty = index % 12 == 4, index % 20 == 7
     num_things = 0 if is_empty else rng.integers(3, 6) if is_crowd else rng.integers(3, 9)
     picture, objects = draw_scene(rng, width, height, num_things, is_crowd)
-    is_encoded, jpeg = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
-    assert is_encoded
+    # Image ids of val start above those of train.
     image_id = 1 + index + MAX_IMAGES * SPLITS.index(split)
     image = {
         "license": _LICENSE["id"],
@@ -153,7 +137,7 @@ def _draw_image(split, index, size, seed):
         {"id": 100 * image_id + number, "image_id": image_id, **_annotation(each)}
         for number, each in enumerate(objects)
     ]
-    return jpeg.tobytes(), image, annotations
+    return encode_jpeg(picture), image, annotations
 
 
 def _annotation(thing: SceneObject) -> dict:

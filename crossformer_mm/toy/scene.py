@@ -1,17 +1,29 @@
 """Draws one photo-like scene of overlapping everyday things and says what is visible of each."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
 from crossformer_mm.toy.shapes import KINDS, Shape, draw_shape
+from crossformer_mm.toy.texture import draw_mottle, smooth_noise
 
 MIN_SIDE = 96  # pixels; in smaller scenes most things would fall below MIN_VISIBLE_PIXELS
 MIN_VISIBLE_SHARE = 0.3
 MIN_VISIBLE_PIXELS = 40
 MIN_PIECE_PIXELS = 8  # occlusion leaves slivers that nobody would annotate
 CROWD_SIZE = (20, 32)  # fewest and most members
+
+
+@dataclass
+class Thing:
+    """A kind of thing to draw, about ``size`` pixels across, around the pixel (x, y)."""
+
+    kind: str
+    size: float
+    x: float
+    y: float
 
 
 @dataclass
@@ -44,48 +56,43 @@ class _Layer:
 
 
 def draw_scene(
-    rng: np.random.Generator, width: int, height: int, num_things: int, crowd: bool = False
+    rng: np.random.Generator,
+    width: int,
+    height: int,
+    num_things: int,
+    crowd: bool = False,
+    background: np.ndarray | None = None,
 ) -> tuple[np.ndarray, list[SceneObject]]:
     """Draw ``num_things`` single things, in front of a crowd of one kind if wanted.
 
-    Returns the picture, uint8 BGR (height, width, 3), and what can be seen in it from back to
-    front. A thing is in neither of them if less than ``MIN_VISIBLE_SHARE`` of it would be seen,
-    or less than ``MIN_VISIBLE_PIXELS`` of a thing that is not in the crowd.
+    ``background``, float BGR 0..1 (height, width, 3), is drawn at random if not given. Returns the
+    picture, uint8 BGR (height, width, 3), and what can be seen in it from back to front. A thing is
+    in neither of them if less than ``MIN_VISIBLE_SHARE`` of it would be seen, or less than
+    ``MIN_VISIBLE_PIXELS`` of a thing that is not in the crowd.
     """
     light = rng.uniform(0, 2 * np.pi)
-    image = _background(rng, height, width)
+    if background is None:
+        background = draw_mottle(rng, height, width)
     singles = _place_singles(rng, width, height, light, num_things)
     layers = (_place_crowd(rng, width, height, light, singles) if crowd else []) + singles
-    layers = _keep_visible(layers, height, width)
+    return _draw_layers(rng, background, layers, light)
+
+
+def draw_things(
+    rng: np.random.Generator, background: np.ndarray, things: Iterable[Thing]
+) -> tuple[np.ndarray, list[SceneObject]]:
+    """Draw chosen ``things``, from back to front, like ``draw_scene`` draws random ones."""
+    light = rng.uniform(0, 2 * np.pi)
+    layers = [_Layer(draw_shape(rng, x.kind, x.size, light), x.x, x.y) for x in things]
+    return _draw_layers(rng, background, layers, light)
+
+
+def _draw_layers(rng, background, layers, light):
+    image = background.copy()
+    layers = _keep_visible(layers, *image.shape[:2])
     for layer in layers:
         _paint(image, layer, light)
     return _photograph(rng, image), _objects(layers)
-
-
-def _smooth_noise(rng, height, width, cells, stretch=1.0):
-    """Random field (height, width), about -1..1, summed over grids of ``cells``, coarse to fine.
-
-    ``stretch`` above 1 draws it out along the width, as in wood; below 1, along the height.
-    """
-    total = np.zeros((height, width), np.float32)
-    for count in cells:
-        rows, columns = (max(2, round(count * s)) for s in (stretch, 1 / stretch))
-        grid = rng.uniform(-1, 1, (rows, columns)).astype(np.float32)
-        smooth = cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC)
-        total += smooth * (cells[0] / count) ** 0.6
-    return total
-
-
-def _background(rng, height, width):
-    """Float32 BGR (height, width, 3): two muted colours mixed by a slope and by grainy noise."""
-    stretch = np.exp(rng.uniform(-1.3, 1.3))
-    slope = rng.uniform(-0.5, 0.5, 2)
-    mix = 0.5 + 0.4 * _smooth_noise(rng, height, width, (3, 7, 15, 31, 63, 120), stretch)
-    mix += slope[0] * np.linspace(-1, 1, width) + slope[1] * np.linspace(-1, 1, height)[:, None]
-    grey = rng.uniform(0.15, 0.8, 2)[:, None]
-    first, second = np.clip(grey + rng.uniform(-0.14, 0.14, (2, 3)), 0, 1).astype(np.float32)
-    mix = np.clip(mix, 0, 1).astype(np.float32)[..., None]
-    return first + (second - first) * mix
 
 
 def _place_crowd(rng, width, height, light, singles):
@@ -190,7 +197,7 @@ def _objects(layers):
 def _photograph(rng, image):
     """The scene as a camera sees it: uneven light, a little blur, sensor noise; uint8."""
     height, width = image.shape[:2]
-    light = rng.uniform(0.85, 1.1) + 0.18 * _smooth_noise(rng, height, width, (2, 3))
+    light = rng.uniform(0.85, 1.1) + 0.18 * smooth_noise(rng, height, width, (2, 3))
     tint = rng.uniform(0.93, 1.07, 3).astype(np.float32)
     image = cv2.GaussianBlur(image * light[..., None] * tint, (0, 0), rng.uniform(0.3, 0.7))
     image += rng.uniform(0.008, 0.025) * rng.standard_normal(image.shape, np.float32)

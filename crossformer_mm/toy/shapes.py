@@ -4,10 +4,11 @@ A thing is drawn on a square ``_Patch`` in its own coordinates: u to the right, 
 -1..1 at half its size, so that every kind fits the unit circle. Colours are BGR, 0..1.
 """
 
-import colorsys
 from dataclasses import dataclass
 
 import numpy as np
+
+from crossformer_mm.toy.texture import vary_colour
 
 WHITE, CREAM, DARK = (0.93, 0.94, 0.94), (0.72, 0.85, 0.93), (0.12, 0.11, 0.13)
 
@@ -46,10 +47,8 @@ class _Patch:
     def bar(self, u, v, half_width, half_height):
         return np.maximum(abs(self.u - u) - half_width, abs(self.v - v) - half_height)
 
-    def hue(self, hue, saturation=0.85, value=0.85, spread=0.025):
-        shift = self.rng.uniform(-1, 1, 3)
-        saturation, value = np.clip([saturation, value] + 0.1 * shift[1:], 0, 1)
-        return colorsys.hsv_to_rgb((hue + spread * shift[0]) % 1, saturation, value)[::-1]
+    def hue(self, hue, saturation=0.85, value=0.85):
+        return vary_colour(self.rng, hue, saturation, value)
 
 
 # Each of these paints the patch and returns the distance to the thing's outline, negative inside.

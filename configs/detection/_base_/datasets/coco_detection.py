@@ -53,19 +53,3 @@ val_evaluator = dict(
     type="CocoMetric", ann_file=data_root + "annotations/instances_val2017.json", metric="bbox"
 )
 test_evaluator = val_evaluator
-
-tta_model = dict(
-    type="DetTTAModel", tta_cfg=dict(nms=dict(type="nms", iou_threshold=0.5), max_per_img=100)
-)
-tta_pipeline = [
-    dict(type="LoadImageFromFile"),
-    dict(
-        type="TestTimeAug",
-        transforms=[
-            [dict(type="Resize", scale=image_scale, keep_ratio=True)],
-            [dict(type="RandomFlip", prob=1.0), dict(type="RandomFlip", prob=0.0)],
-            [dict(type="LoadAnnotations", with_bbox=True)],
-            [dict(type="PackDetInputs", meta_keys=(*meta_keys, "flip", "flip_direction"))],
-        ],
-    ),
-]

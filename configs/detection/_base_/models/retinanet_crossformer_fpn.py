@@ -1,4 +1,5 @@
-# RetinaNet over a CrossFormer: the finest map feeds no head, so the neck starts at stride 8.
+# RetinaNet over a CrossFormer with groups of 7 tokens ("7s"). The finest map feeds no head, so the
+# neck starts at stride 8.
 model = dict(
     type="RetinaNet",
     data_preprocessor=dict(
@@ -8,7 +9,13 @@ model = dict(
         bgr_to_rgb=True,
         pad_size_divisor=32,
     ),
-    backbone=dict(type="CrossFormer", arch="small", out_indices=(1, 2, 3)),
+    backbone=dict(
+        type="CrossFormer",
+        arch="small",
+        group_size=(7, 7, 7, 7),
+        interval=(8, 4, 2, 1),
+        out_indices=(1, 2, 3),
+    ),
     neck=dict(
         type="FPN",
         in_channels=[192, 384, 768],

@@ -1,0 +1,81 @@
+# ADE20K, 150 classes; label 0 of the files is "other" and is ignored.
+dataset_type = "ADE20KDataset"
+data_root = "data/ade/ADEChallengeData2016/"
+num_classes = 150
+image_scale = (2048, 512)
+crop_size = (512, 512)
+load_labels = [
+    dict(type="LoadAnnotations"),
+    dict(type="CheckSegLabels", num_classes=num_classes),
+]
+
+train_pipeline = [
+    dict(type="LoadImageFromFile"),
+    *load_labels,
+    dict(type="RandomResize", scale=image_scale, ratio_range=(0.5, 2.0), keep_ratio=True),
+    dict(type="RandomCrop", crop_size=crop_size, cat_max_ratio=0.75),
+    dict(type="RandomFlip", prob=0.5),
+    dict(type="PhotoMetricDistortion"),
+    dict(type="PackSegInputs"),
+]
+# Labels are loaded after resizing: predictions are compared at the size of the original image.
+test_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(type="Resize", scale=image_scale, keep_ratio=True),
+    dict(type="ResizeToMultiple", size_divisor=32),
+    *load_labels,
+    dict(type="PackSegInputs"),
+]
+train_dataloader = dict(
+    batch_size=4,
+    num_workers=4,
+    persistent_workers=True,
+    sampler=dict(type="InfiniteSampler", shuffle=True),
+    dataset=dict(
+        type=dataset_type,
+        data_root=data_root,
+        reduce_zero_label=True,
+        data_prefix=dict(img_path="images/training", seg_map_path="annotations/training"),
+        pipeline=train_pipeline,
+    ),
+)
+val_dataloader = dict(
+    batch_size=1,
+    num_workers=4,
+    persistent_workers=True,
+    sampler=dict(type="DefaultSampler", shuffle=False),
+    dataset=dict(
+        type=dataset_type,
+        data_root=data_root,
+        reduce_zero_label=True,
+        data_prefix=dict(img_path="images/validation", seg_map_path="annotations/validation"),
+        pipeline=test_pipeline,
+    ),
+)
+test_dataloader = val_dataloader
+
+val_evaluator = dict(type="IoUMetric", iou_metrics=["mIoU"])
+test_evaluator = val_evaluator
+
+tta_model = dict(type="SegTTAModel")
+tta_pipeline = [
+    dict(type="LoadImageFromFile"),
+    dict(
+        type="TestTimeAug",
+        transforms=[
+            [
+                dict(
+                    type="Resize",
+                    scale=(int(image_scale[0] * ratio), int(image_scale[1] * ratio)),
+                    keep_ratio=True,
+                )
+                for ratio in (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+            ],
+            [dict(type="ResizeToMultiple", size_divisor=32)],
+            [dict(type="RandomFlip", prob=0.0), dict(type="RandomFlip", prob=1.0)],
+            [dict(type="LoadAnnotations")],
+            [dict(type="CheckSegLabels", num_classes=num_classes)],
+            [dict(type="PackSegInputs")],
+        ],
+    ),
+]

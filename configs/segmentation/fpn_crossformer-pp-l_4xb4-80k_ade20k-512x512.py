@@ -1,0 +1,3 @@
+_base_ = "fpn_crossformer-s_4xb4-80k_ade20k-512x512.py"
+
+model = dict(backbone=dict(arch="pp-large"), neck=dict(in_channels=[128, 256, 512, 1024]))

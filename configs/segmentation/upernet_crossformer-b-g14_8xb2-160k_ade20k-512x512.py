@@ -1,0 +1,3 @@
+_base_ = "upernet_crossformer-s-g14_8xb2-160k_ade20k-512x512.py"
+
+model = dict(backbone=dict(arch="base"))

@@ -1,0 +1,55 @@
+"""Where a config expects its data: moving all of it at once, and finding out what is missing."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+
+def move_paths(value: object, old_root: str, new_root: str) -> object:
+    """Replace ``old_root`` at the start of every string inside nested dicts and lists."""
+    if isinstance(value, str) and value.startswith(old_root):
+        return new_root + value[len(old_root) :]
+    if isinstance(value, dict):
+        return {key: move_paths(entry, old_root, new_root) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(move_paths(entry, old_root, new_root) for entry in value)
+    return value
+
+
+def find_missing_data(cfg: Mapping, loaders: Sequence[str]) -> str | None:
+    """Say which local annotation file or image folder of the data loaders does not exist.
+
+    Args:
+        cfg: The config.
+        loaders: Its data loaders to look at, such as ``'train_dataloader'``.
+
+    Returns:
+        The first part of an error message, or None when all is there.
+    """
+    for loader in loaders:
+        for dataset in _datasets((cfg.get(loader) or {}).get("dataset", {})):
+            for kind, path in _paths(dataset):
+                if not path.exists():
+                    return f"{kind} {path} of {loader} ({dataset.get('type')}) does not exist"
+    return None
+
+
+def _datasets(dataset: Mapping) -> Iterator[Mapping]:
+    """Walk through wrappers like RepeatDataset and ConcatDataset."""
+    yield dataset
+    for inner in [dataset.get("dataset"), *dataset.get("datasets", [])]:
+        if isinstance(inner, Mapping):
+            yield from _datasets(inner)
+
+
+def _paths(dataset: Mapping) -> Iterator[tuple[str, Path]]:
+    """The local annotation file and folders of one data set."""
+    ann_file, prefix = dataset.get("ann_file"), dataset.get("data_prefix") or {}
+    named = [("annotation file", ann_file)] if ann_file else []
+    prefixes = prefix.values() if isinstance(prefix, Mapping) else [prefix]
+    # mmpretrain's ImageNet has a split, which is a folder, in place of a prefix.
+    prefixes = [*prefixes, dataset.get("split")]
+    named += [("folder", folder) for folder in prefixes if folder]
+    root = dataset.get("data_root") or ""
+    for kind, path in named:
+        if "://" not in path and "://" not in root:
+            yield kind, Path(root) / path

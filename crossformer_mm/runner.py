@@ -1,0 +1,80 @@
+"""The runner of the tools: mmengine's, with errors in the data that name the file."""
+
+from collections.abc import Mapping
+
+from mmengine.dataset import Compose
+from mmengine.runner import Runner
+from torch.utils.data import DataLoader, Dataset
+
+
+class DataError(RuntimeError):
+    """Something is wrong with a data set; the message names the file or folder."""
+
+
+class NamingPipeline(Compose):
+    """A data set's transforms; when one fails, the error says which, and on which file.
+
+    Args:
+        pipeline: The data set's own pipeline.
+    """
+
+    def __init__(self, pipeline: Compose) -> None:
+        self.transforms = pipeline.transforms
+
+    def __call__(self, data: dict) -> dict | None:
+        """Apply the transforms, as :class:`mmengine.dataset.Compose` does.
+
+        Raises:
+            DataError: If a transform raises.
+        """
+        files = _describe_files(data)
+        for transform in self.transforms:
+            try:
+                data = transform(data)
+            except Exception as error:
+                name = type(transform).__name__
+                what = str(error) or type(error).__name__
+                raise DataError(f"{name} failed on {files}: {what}") from error
+            if data is None:
+                return None
+        return data
+
+
+def _describe_files(data: Mapping) -> str:
+    files = [f"image {data.get('img_path')}"]
+    if data.get("seg_map_path"):
+        files.append(f"label map {data['seg_map_path']}")
+    return ", ".join(files)
+
+
+class DataCheckingRunner(Runner):
+    """mmengine's runner, which refuses empty data sets and names the file when data are bad."""
+
+    @staticmethod
+    def build_dataloader(
+        dataloader: DataLoader | dict, *args: object, **kwargs: object
+    ) -> DataLoader:
+        """Build a data loader; arguments as mmengine's.
+
+        Raises:
+            DataError: If the data set is empty.
+        """
+        loader = Runner.build_dataloader(dataloader, *args, **kwargs)
+        if len(loader.dataset) == 0:
+            raise DataError(f"no images were found in {_describe_place(loader.dataset)}")
+        for dataset in _walk(loader.dataset):
+            pipeline = getattr(dataset, "pipeline", None)
+            if isinstance(pipeline, Compose) and not isinstance(pipeline, NamingPipeline):
+                dataset.pipeline = NamingPipeline(pipeline)
+        return loader
+
+
+def _describe_place(dataset: Dataset) -> str:
+    folders = getattr(dataset, "data_prefix", {})
+    return f"{type(dataset).__name__} with folders {dict(folders)}"
+
+
+def _walk(dataset: Dataset) -> list[Dataset]:
+    """The data set and those that wrappers such as RepeatDataset hold."""
+    inner = [getattr(dataset, "dataset", None), *getattr(dataset, "datasets", [])]
+    return [dataset, *(each for part in inner if part is not None for each in _walk(part))]

@@ -1,0 +1,50 @@
+"""Transforms that the configs add to the libraries' own."""
+
+import numpy as np
+from mmengine.registry import TRANSFORMS
+
+
+@TRANSFORMS.register_module()
+class CheckSegLabels:
+    """Refuse label maps that no loss or metric can use, right after they are loaded.
+
+    The libraries would count a label outside the classes as none in testing, and end training with
+    an index error that names no file, on a GPU long after the fact. Without labels, as when a
+    model is only tried out, nothing is checked.
+
+    Args:
+        num_classes: Labels are 0 to ``num_classes - 1``, after ``reduce_zero_label``.
+        ignore_index: The one other label that may occur.
+    """
+
+    def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
+        self.num_classes = num_classes
+        self.ignore_index = ignore_index
+
+    def __call__(self, results: dict) -> dict:
+        """Check ``results['gt_seg_map']``, (H, W) integers, and return ``results`` unchanged.
+
+        Raises:
+            ValueError: If a label is not a class, or the map has another size than the image file.
+        """
+        if "gt_seg_map" not in results:
+            return results
+        labels, file = results["gt_seg_map"], results["seg_map_path"]
+        image_size = tuple(results["ori_shape"][:2])
+        if labels.shape != image_size:
+            raise ValueError(
+                f"label map {file} is {labels.shape}, but its image "
+                f"{results['img_path']} is {image_size} (height, width)"
+            )
+        is_wrong = (labels >= self.num_classes) & (labels != self.ignore_index)
+        if is_wrong.any():
+            wrong = np.unique(labels[is_wrong]).tolist()
+            shift = " after reduce_zero_label" if results.get("reduce_zero_label") else ""
+            raise ValueError(
+                f"label map {file} has the labels {wrong}{shift}, but classes are 0 to "
+                f"{self.num_classes - 1} and {self.ignore_index} is ignored"
+            )
+        return results
+
+    def __repr__(self) -> str:
+        return f"CheckSegLabels(num_classes={self.num_classes}, ignore_index={self.ignore_index})"

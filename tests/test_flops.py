@@ -1,0 +1,159 @@
+"""Sizes and costs against the published tables, which tools/get_flops.py has to reproduce."""
+
+import json
+import sys
+
+import pytest
+import torch
+from conftest import CONFIGS, ROOT
+from torch import nn
+
+from crossformer_mm.flops import DEFAULT_SHAPES, build_on_meta, measure
+from crossformer_mm.launch import load_config
+
+GET_FLOPS = ROOT / "tools/get_flops.py"
+
+# Millions of parameters and billions of multiply-adds, published by the authors; but for pp-small's
+# classifier and RetinaNet, whose published FLOPs are other models', measured with their code.
+PUBLISHED = {
+    "classification": {
+        "crossformer-tiny_8xb128_in1k": (27.8, 2.9),
+        "crossformer-small_8xb128_in1k": (30.7, 4.9),
+        "crossformer-base_8xb128_in1k": (52.0, 9.2),
+        "crossformer-large_8xb128_in1k": (92.0, 16.1),
+        "crossformer-pp-small_8xb128_in1k": (23.3, 4.4),
+        "crossformer-pp-base_8xb128_in1k": (52.0, 9.5),
+        "crossformer-pp-large_8xb128_in1k": (92.0, 16.6),
+        "crossformer-pp-huge_8xb128_in1k": (96.0, 21.8),
+    },
+    "detection": {
+        "retinanet_crossformer-s_fpn_1x_coco": (40.8, 282.0),
+        "retinanet_crossformer-s-g14_fpn_1x_coco": (40.8, 272.1),
+        "retinanet_crossformer-b_fpn_1x_coco": (62.1, 389.0),
+        "retinanet_crossformer-b-g14_fpn_1x_coco": (62.1, 379.1),
+        "retinanet_crossformer-pp-s_fpn_1x_coco": (33.0, 268.7),
+        "retinanet_crossformer-pp-b_fpn_1x_coco": (62.2, 389.0),
+        "mask-rcnn_crossformer-s_fpn_1x_coco": (50.2, 301.0),
+        "mask-rcnn_crossformer-s-g14_fpn_1x_coco": (50.2, 291.1),
+        "mask-rcnn_crossformer-b_fpn_1x_coco": (71.5, 407.9),
+        "mask-rcnn_crossformer-b-g14_fpn_1x_coco": (71.5, 398.1),
+        "mask-rcnn_crossformer-pp-s_fpn_1x_coco": (43.0, 287.4),
+        "mask-rcnn_crossformer-pp-b_fpn_1x_coco": (71.5, 408.0),
+        "mask-rcnn_crossformer-s-g14_fpn_ms-crop-3x_coco": (50.2, 291.1),
+        "mask-rcnn_crossformer-b-g14_fpn_ms-crop-3x_coco": (71.5, 398.1),
+        "cascade-mask-rcnn_crossformer-s-g14_fpn_4conv1fc-giou_ms-crop-3x_coco": (88.0, 769.7),
+    },
+    "segmentation": {
+        "fpn_crossformer-s-g14_4xb4-80k_ade20k-512x512": (34.3, 209.8),
+        "fpn_crossformer-b-g14_4xb4-80k_ade20k-512x512": (55.6, 320.1),
+        "fpn_crossformer-l-g14_4xb4-80k_ade20k-512x512": (95.4, 482.7),
+        "fpn_crossformer-s_4xb4-80k_ade20k-512x512": (34.3, 220.7),
+        "fpn_crossformer-b_4xb4-80k_ade20k-512x512": (55.6, 331.0),
+        "fpn_crossformer-l_4xb4-80k_ade20k-512x512": (95.4, 497.0),
+        "fpn_crossformer-pp-s-g14_4xb4-80k_ade20k-512x512": (27.1, 199.5),
+        "fpn_crossformer-pp-b_4xb4-80k_ade20k-512x512": (55.6, 331.1),
+        "upernet_crossformer-s_8xb2-160k_ade20k-512x512": (62.3, 979.5),
+        "upernet_crossformer-b_8xb2-160k_ade20k-512x512": (83.6, 1089.7),
+        "upernet_crossformer-l_8xb2-160k_ade20k-512x512": (125.5, 1257.8),
+        "upernet_crossformer-s-g14_8xb2-160k_ade20k-512x512": (62.3, 968.5),
+        "upernet_crossformer-b-g14_8xb2-160k_ade20k-512x512": (83.6, 1078.8),
+        "upernet_crossformer-l-g14_8xb2-160k_ade20k-512x512": (125.5, 1243.5),
+        "upernet_crossformer-pp-s_8xb2-160k_ade20k-512x512": (53.1, 963.5),
+        "upernet_crossformer-pp-b_8xb2-160k_ade20k-512x512": (83.7, 1089.8),
+    },
+}
+CASES = [
+    (CONFIGS / task / f"{n}.py", *size) for task in PUBLISHED for n, size in PUBLISHED[task].items()
+]
+HALF_DIGIT = 0.05  # both columns are published with one decimal
+
+
+@pytest.mark.parametrize(("config", "params", "flops"), CASES, ids=lambda v: getattr(v, "stem", ""))
+def test_the_published_size(config, params, flops):
+    cfg = load_config(str(config))
+    complexity = measure(build_on_meta(cfg), DEFAULT_SHAPES[cfg.default_scope])
+    # The authors' tool prints two decimals, of which the published ones are rounded.
+    assert abs(round(complexity.params / 1e6, 2) - params) <= 0.05 + 1e-9
+    tolerance = 0.015 if "-pp-" in config.stem else 0.01
+    rounding = HALF_DIGIT if config.parent.name == "classification" else 0
+    assert abs(complexity.flops / 1e9 - flops) <= tolerance * flops + rounding
+
+
+@pytest.mark.parametrize("path", ["sdpa", "plain"])
+def test_the_attention_path_does_not_matter(path):
+    name = "configs/segmentation/fpn_crossformer-pp-s-g14_4xb4-80k_ade20k-512x512.py"
+    options = {"model.backbone.attention_path": path}
+    complexity = measure(build_on_meta(load_config(str(ROOT / name), options)), (1024, 1024))
+    assert complexity.flops / 1e9 == pytest.approx(199.5, rel=0.001)
+    assert 0 < complexity.padding < complexity.flops_of["backbone"]
+    assert set(complexity.flops_of) == {"backbone", "neck", "decode_head"}
+
+
+class Classifier(nn.Module):
+    """A model so small that its costs can be counted by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+
+
+def test_a_model_counted_by_hand():
+    with torch.device("meta"):
+        model = Classifier().eval()
+    complexity = measure(model, (10, 20))
+    pixels = 10 * 20
+    assert complexity.flops_of == {"backbone": pixels * (3 * 9 * 8 + 2 * 8 + 8), "head": 8 * 5}
+    assert complexity.params_of == {"backbone": 3 * 9 * 8 + 8 + 16, "head": 8 * 5 + 5}
+
+
+def run_get_flops(run_tool, *arguments: object, **options: object):
+    return run_tool(sys.executable, GET_FLOPS, *arguments, **options)
+
+
+def test_the_tool_prints_totals_and_json(run_tool):
+    config = CONFIGS / "classification/crossformer-pp-huge_8xb128_in1k.py"
+    lines = run_get_flops(run_tool, config, "--json").stdout.strip().splitlines()
+    result = json.loads(lines[-1])
+    assert list(result) == [
+        *("config", "shape", "params", "flops", "backbone_params", "backbone_flops")
+    ]
+    assert (result["config"], result["shape"]) == (str(config), [224, 224])
+    head = 1024 * 1000 + 1000
+    assert result["params"] - result["backbone_params"] == head
+    assert result["flops"] - result["backbone_flops"] == 1024 * 1000
+    for line in (
+        "Input shape: (3, 224, 224)",
+        f"Flops: {result['flops'] / 1e9:.2f} GFLOPs",
+        f"Params: {result['params'] / 1e6:.2f} M",
+    ):
+        assert line in lines
+
+
+def test_the_shape_is_height_then_width(run_tool):
+    config = CONFIGS / "detection/mask-rcnn_crossformer-s_fpn_1x_coco.py"
+    lines = run_get_flops(run_tool, config, "--shape", 640, 480, "--json").stdout.splitlines()
+    assert "Input shape: (3, 640, 480)" in lines
+    parts = {line.split()[0]: float(line.split()[-1]) for line in lines[1:5]}
+    assert list(parts) == ["backbone", "neck", "rpn_head", "roi_head"]
+    assert sum(parts.values()) == pytest.approx(json.loads(lines[-1])["flops"] / 1e9, abs=0.02)
+    square = run_get_flops(run_tool, config, "--shape", 640).stdout
+    assert "Input shape: (3, 640, 640)" in square
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere.py"], "config nowhere.py does not exist"),
+        ([CONFIGS / "detection/_base_/default_runtime.py"], "has no model with a backbone"),
+        (
+            [CONFIGS / "classification/crossformer-tiny_8xb128_in1k.py", "--shape", 16, 64],
+            "--shape",
+        ),
+    ],
+)
+def test_a_wrong_argument_is_named_in_one_line(run_tool, arguments, message):
+    result = run_get_flops(run_tool, *arguments, check=False)
+    assert result.returncode == 1
+    last_line = result.stdout.strip().splitlines()[-1]
+    assert last_line.startswith("error: ") and message in last_line
