@@ -48,7 +48,7 @@ def _describe_files(data: Mapping) -> str:
 
 
 class DataCheckingRunner(Runner):
-    """mmengine's runner, which refuses empty data sets and names the file when data are bad."""
+    """mmengine's runner, with errors that name what is wrong with the data."""
 
     @staticmethod
     def build_dataloader(
@@ -57,11 +57,12 @@ class DataCheckingRunner(Runner):
         """Build a data loader; arguments as mmengine's.
 
         Raises:
-            DataError: If the data set is empty.
+            DataError: If the data set cannot be read or is empty.
         """
-        loader = Runner.build_dataloader(dataloader, *args, **kwargs)
-        if len(loader.dataset) == 0:
-            raise DataError(f"no images were found in {_describe_place(loader.dataset)}")
+        try:
+            loader = Runner.build_dataloader(dataloader, *args, **kwargs)
+        except Exception as error:
+            raise DataError(f"{_describe_place(dataloader)} cannot be read: {error}") from error
         for dataset in _walk(loader.dataset):
             pipeline = getattr(dataset, "pipeline", None)
             if isinstance(pipeline, Compose) and not isinstance(pipeline, NamingPipeline):
@@ -69,9 +70,10 @@ class DataCheckingRunner(Runner):
         return loader
 
 
-def _describe_place(dataset: Dataset) -> str:
-    folders = getattr(dataset, "data_prefix", {})
-    return f"{type(dataset).__name__} with folders {dict(folders)}"
+def _describe_place(dataloader: Mapping) -> str:
+    dataset = dataloader["dataset"]
+    places = {k: dataset[k] for k in ("data_root", "ann_file", "data_prefix") if dataset.get(k)}
+    return f"data set {dataset.get('type')} ({places})"
 
 
 def _walk(dataset: Dataset) -> list[Dataset]:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,14 @@ def metrics_of(work_dir: Path) -> dict:
     """The metrics that the last test run wrote."""
     newest = max(work_dir.glob("*/*.json"), key=lambda file: file.stat().st_mtime_ns)
     return json.loads(newest.read_text())
+
+
+def tool_main(monkeypatch, tool: Path, *arguments: object) -> None:
+    """Run a tool's ``main`` in this process."""
+    monkeypatch.setattr(sys, "argv", [tool.name, *map(str, arguments)])
+    names: dict = {"__name__": tool.stem}
+    exec(compile(tool.read_text(), tool, "exec"), names)
+    names["main"]()
 
 
 @pytest.fixture(scope="session")
@@ -56,6 +65,16 @@ def toy_data_roots(tmp_path_factory, toy_coco) -> dict[str, Path]:
 
     root = tmp_path_factory.mktemp("toys")
     silent = dict(seed=3, report=lambda line: None)
-    write_ade(root / "ade", train=8, val=5, size=(128, 96), **silent)
+    write_ade(root / "ade", train=8, val=5, size=(135, 103), **silent)
     write_imagenet(root / "imagenet", train=16, val=8, size=(128, 96), **silent)
     return dict(classification=root / "imagenet", detection=toy_coco, segmentation=root / "ade")
+
+
+@cache
+def complexity_of(config: Path):
+    """Parameters and FLOPs of a config's model at the default image size of its task."""
+    from crossformer_mm.flops import DEFAULT_SHAPES, build_on_meta, measure
+    from crossformer_mm.launch import load_config
+
+    cfg = load_config(str(config))
+    return measure(build_on_meta(cfg), DEFAULT_SHAPES[cfg.default_scope])

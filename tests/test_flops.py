@@ -5,10 +5,10 @@ import sys
 
 import pytest
 import torch
-from conftest import CONFIGS, ROOT
+from conftest import CONFIGS, ROOT, complexity_of
 from torch import nn
 
-from crossformer_mm.flops import DEFAULT_SHAPES, build_on_meta, measure
+from crossformer_mm.flops import build_on_meta, measure
 from crossformer_mm.launch import load_config
 
 GET_FLOPS = ROOT / "tools/get_flops.py"
@@ -70,8 +70,7 @@ HALF_DIGIT = 0.05  # both columns are published with one decimal
 
 @pytest.mark.parametrize(("config", "params", "flops"), CASES, ids=lambda v: getattr(v, "stem", ""))
 def test_the_published_size(config, params, flops):
-    cfg = load_config(str(config))
-    complexity = measure(build_on_meta(cfg), DEFAULT_SHAPES[cfg.default_scope])
+    complexity = complexity_of(config)
     # The authors' tool prints two decimals, of which the published ones are rounded.
     assert abs(round(complexity.params / 1e6, 2) - params) <= 0.05 + 1e-9
     tolerance = 0.015 if "-pp-" in config.stem else 0.01

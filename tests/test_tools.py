@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import NANO_CONFIG, ROOT, metrics_of
+from conftest import NANO_CONFIG, ROOT, metrics_of, tool_main
 
 from crossformer_mm import launch
 from crossformer_mm.safe_load import load_file
@@ -28,14 +28,6 @@ def options(data_root: Path, *more: str) -> list[str]:
         "train_cfg.val_interval=100",
         *more,
     ]
-
-
-def tool_main(monkeypatch, tool: Path, *arguments: object) -> None:
-    """Run a tool's ``main`` in this process."""
-    monkeypatch.setattr(sys, "argv", [tool.name, *map(str, arguments)])
-    names: dict = {"__name__": tool.stem}
-    exec(compile(tool.read_text(), tool, "exec"), names)
-    names["main"]()
 
 
 @pytest.fixture(scope="module")

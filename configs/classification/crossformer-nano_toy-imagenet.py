@@ -17,14 +17,13 @@ model = dict(
         )
     ),
     head=dict(in_channels=256),
+    train_cfg=dict(_delete_=True),
 )
 
-# On so few images, a third of the augmentation is enough.
-train_pipeline = [
-    _base_.train_pipeline[0],
-    dict(_base_.train_pipeline[1], scale=112, crop_ratio_range=(0.5, 1.0)),
-    *_base_.train_pipeline[2:],
-]
+# So few images of so simple things need no more augmentation than this.
+load, crop, flip, _, _, pack = _base_.train_pipeline
+crop.update(scale=112, crop_ratio_range=(0.5, 1.0))
+train_pipeline = [load, crop, flip, pack]
 test_pipeline = _base_.test_pipeline
 test_pipeline[1].scale = 128
 test_pipeline[2].crop_size = 112
