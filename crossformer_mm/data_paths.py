@@ -3,6 +3,13 @@
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+# The data sets of the shipped configs. Others may download what is missing.
+CHECKED_FOLDERS = {
+    "ImageNet": ("split",),
+    "CocoDataset": ("data_prefix",),
+    "ADE20KDataset": ("data_prefix",),
+}
+
 
 def move_paths(value: object, old_root: str, new_root: str) -> object:
     """Replace ``old_root`` at the start of every string inside nested dicts and lists."""
@@ -43,13 +50,12 @@ def _datasets(dataset: Mapping) -> Iterator[Mapping]:
 
 def _paths(dataset: Mapping) -> Iterator[tuple[str, Path]]:
     """The local annotation file and folders of one data set."""
-    ann_file, prefix = dataset.get("ann_file"), dataset.get("data_prefix") or {}
-    named = [("annotation file", ann_file)] if ann_file else []
-    prefixes = prefix.values() if isinstance(prefix, Mapping) else [prefix]
-    # mmpretrain's ImageNet has a split, which is a folder, in place of a prefix.
-    prefixes = [*prefixes, dataset.get("split")]
-    named += [("folder", folder) for folder in prefixes if folder]
+    named = [("annotation file", dataset.get("ann_file"))]
+    for key in CHECKED_FOLDERS.get(dataset.get("type"), ()):
+        folders = dataset.get(key)
+        folders = folders.values() if isinstance(folders, Mapping) else [folders]
+        named += [("folder", folder) for folder in folders]
     root = dataset.get("data_root") or ""
     for kind, path in named:
-        if "://" not in path and "://" not in root:
+        if path and "://" not in path and "://" not in root:
             yield kind, Path(root) / path
