@@ -116,18 +116,19 @@ def test_mmpretrain_lists_the_classifiers(imports):
 
 
 def test_mmpretrain_builds_a_model_and_classifies_an_image(toy_data_roots):
-    from mmpretrain import get_model, inference_model
-
-    from crossformer_mm import CrossFormer
-
-    name = "crossformer-small_8xb128_in1k"
-    image = str(next((toy_data_roots["classification"] / "val").glob("*/*.JPEG")))
-    model = get_model(name)
-    assert isinstance(model.backbone, CrossFormer) and not model.training
-    found = inference_model(model, image)
-    assert found["pred_scores"].shape == (1000,)
-    assert found["pred_class"] in model._dataset_meta["classes"]
-    assert inference_model(name, image)["pred_scores"].shape == (1000,)
+    image = next((toy_data_roots["classification"] / "val").glob("*/*.JPEG"))
+    result = run_python(
+        "import crossformer_mm, mmpretrain\n"
+        f"name, image = 'crossformer-small_8xb128_in1k', {str(image)!r}\n"
+        "model = mmpretrain.get_model(name)\n"
+        "assert type(model.backbone) is crossformer_mm.CrossFormer and not model.training\n"
+        "for given in (model, name):\n"
+        "    found = mmpretrain.inference_model(given, image)\n"
+        "    assert found['pred_class'] in model._dataset_meta['classes']\n"
+        "    print(found['pred_scores'].shape)\n"
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-2:] == ["(1000,)", "(1000,)"]
 
 
 def test_without_configs_the_import_warns():
