@@ -128,7 +128,7 @@ def test_mmpretrain_builds_a_model_and_classifies_an_image(toy_data_roots):
         "    print(found['pred_scores'].shape)\n"
     )
     assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines()[-2:] == ["(1000,)", "(1000,)"]
+    assert result.stdout.splitlines().count("(1000,)") == 2
 
 
 def test_without_configs_the_import_warns():
