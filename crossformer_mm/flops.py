@@ -47,14 +47,19 @@ class Complexity:
         return sum(self.flops_of.values())
 
 
-def build_on_meta(cfg: Config) -> nn.Module:
-    """Build a config's model without memory for its weights, in evaluation mode."""
+def build_model(cfg: Config) -> nn.Module:
+    """Build a config's model as mmengine's runner does, from the scope that the config names."""
     model_cfg = cfg.model.copy()
     if "data_preprocessor" in cfg:
         model_cfg.setdefault("data_preprocessor", cfg.data_preprocessor)
-    scope = MODELS.switch_scope_and_registry(cfg.get("default_scope"))
-    with scope as registry, torch.device("meta"):
-        return registry.build(model_cfg).eval()
+    with MODELS.switch_scope_and_registry(cfg.get("default_scope")) as registry:
+        return registry.build(model_cfg)
+
+
+def build_on_meta(cfg: Config) -> nn.Module:
+    """Build a config's model without memory for its weights, in evaluation mode."""
+    with torch.device("meta"):
+        return build_model(cfg).eval()
 
 
 def measure(model: nn.Module, shape: Sequence[int]) -> Complexity:
@@ -76,7 +81,7 @@ def measure(model: nn.Module, shape: Sequence[int]) -> Complexity:
 
         maps = run("backbone", model.backbone, image)
         complexity.padding = counter.padding
-        if getattr(model, "with_neck", False):
+        if _has(model, "neck"):
             maps = run("neck", model.neck, maps)
         for name in ("head", "decode_head", "rpn_head", "bbox_head"):
             if _has(model, name):
@@ -86,8 +91,8 @@ def measure(model: nn.Module, shape: Sequence[int]) -> Complexity:
     return complexity
 
 
-def _has(model: nn.Module, name: str) -> bool:
-    return isinstance(getattr(model, name, None), nn.Module)
+def _has(module: nn.Module, name: str) -> bool:
+    return isinstance(getattr(module, name, None), nn.Module)
 
 
 def _named_parts(model: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -102,7 +107,7 @@ def _count_parameters(module: nn.Module) -> int:
 def _run_roi_head(roi_head: nn.Module) -> None:
     """Run all box heads on 1000 boxes, all mask heads on 100; cascades have several of each."""
     for kind, count in (("bbox", NUM_BOXES), ("mask", NUM_MASKS)):
-        if not getattr(roi_head, f"with_{kind}"):
+        if not _has(roi_head, f"{kind}_head"):
             continue
         heads = _as_list(getattr(roi_head, f"{kind}_head"))
         extractors = _as_list(getattr(roi_head, f"{kind}_roi_extractor"))

@@ -26,10 +26,9 @@ def fail(message: str) -> NoReturn:
     raise SystemExit(f"error: {message}")
 
 
-def add_common_arguments(parser: ArgumentParser) -> None:
-    """Add what training and testing both take."""
+def add_config_arguments(parser: ArgumentParser) -> None:
+    """Add what every tool takes that reads a config."""
     parser.add_argument("config", help="config file")
-    parser.add_argument("--work-dir", help="folder for logs, metrics and checkpoints")
     parser.add_argument(
         "--cfg-options",
         nargs="+",
@@ -37,6 +36,12 @@ def add_common_arguments(parser: ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="override config entries; data_root=DIR moves all data paths",
     )
+
+
+def add_common_arguments(parser: ArgumentParser) -> None:
+    """Add what training and testing both take."""
+    add_config_arguments(parser)
+    parser.add_argument("--work-dir", help="folder for logs, metrics and checkpoints")
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
     parser.add_argument("--local_rank", "--local-rank", type=int, help=SUPPRESS)
 

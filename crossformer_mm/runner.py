@@ -27,14 +27,14 @@ class NamingPipeline(Compose):
         Raises:
             DataError: If a transform raises.
         """
-        files = _describe_files(data)
+        sample = data
         for transform in self.transforms:
             try:
                 data = transform(data)
             except Exception as error:
                 name = type(transform).__name__
                 what = str(error) or type(error).__name__
-                raise DataError(f"{name} failed on {files}: {what}") from error
+                raise DataError(f"{name} failed on {_describe_files(sample)}: {what}") from error
             if data is None:
                 return None
         return data

@@ -156,7 +156,7 @@ def test_labels_that_do_not_belong(train, copied, damage, expected):
     assert f"label map {bad}" in message and expected in message
 
 
-def test_labels_are_checked_in_testing_too(toy_data_roots):
+def test_labels_are_checked_in_testing_too():
     from mmengine.config import Config
 
     for path in sorted((CONFIGS / "segmentation").glob("*.py")):

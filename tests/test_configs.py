@@ -7,9 +7,11 @@ import pytest
 import torch
 from conftest import CONFIGS
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 
+from crossformer_mm.flops import build_model
 from crossformer_mm.launch import load_config
 from crossformer_mm.models import CrossFormer
 
@@ -70,7 +72,8 @@ def batch_of(cfg: Config, loader: str) -> dict:
 @pytest.mark.parametrize("config", LEAVES, ids=lambda path: path.stem)
 def test_it_trains_and_predicts(config, toy_data_roots):
     cfg = read(config, toy_data_roots)
-    model = build(cfg)
+    torch.manual_seed(0)
+    model = revert_sync_batchnorm(build_model(cfg)).train()
     assert type(model.backbone) is CrossFormer
 
     inputs = model.data_preprocessor(batch_of(cfg, "train_dataloader"), True)
@@ -85,17 +88,6 @@ def test_it_trains_and_predicts(config, toy_data_roots):
     with torch.no_grad():
         (prediction,) = model.test_step(batch_of(cfg, "val_dataloader"))
     check_prediction(cfg.default_scope, prediction)
-
-
-def build(cfg: Config) -> torch.nn.Module:
-    """The model in training mode, as mmengine makes it for one process."""
-    from mmengine.model import revert_sync_batchnorm
-
-    if "data_preprocessor" in cfg:
-        cfg.model.setdefault("data_preprocessor", cfg.data_preprocessor)
-    torch.manual_seed(0)
-    with MODELS.switch_scope_and_registry(cfg.default_scope) as registry:
-        return revert_sync_batchnorm(registry.build(cfg.model)).train()
 
 
 def check_prediction(scope: str, prediction: object) -> None:

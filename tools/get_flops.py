@@ -7,10 +7,10 @@ import argparse
 import json
 import logging
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 
 from crossformer_mm.flops import DEFAULT_SHAPES, Complexity, build_on_meta, measure
-from crossformer_mm.launch import fail, load_config
+from crossformer_mm.launch import add_config_arguments, fail, load_config
 
 MIN_SIDE = 32
 
@@ -18,7 +18,7 @@ MIN_SIDE = 32
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("config", help="config file")
+    add_config_arguments(parser)
     parser.add_argument(
         "--shape",
         type=int,
@@ -28,9 +28,6 @@ def parse_args() -> argparse.Namespace:
         "classifier, 1280 800 for a detector, 1024 1024 for a segmentor",
     )
     parser.add_argument("--json", action="store_true", help="print a JSON object as the last line")
-    parser.add_argument(
-        "--cfg-options", nargs="+", action=DictAction, metavar="KEY=VALUE", help="override entries"
-    )
     return parser.parse_args()
 
 
