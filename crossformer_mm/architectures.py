@@ -107,18 +107,22 @@ def resolve_architecture(
     return architecture
 
 
+def full_name(arch: str) -> str:
+    """Return the name in :data:`ARCH_ZOO` of a published architecture; raise ValueError if none."""
+    name = SHORT_NAMES.get(arch.lower(), arch.lower())
+    if name not in ARCH_ZOO:
+        known = ", ".join([*ARCH_ZOO, *SHORT_NAMES])
+        raise ValueError(f"unknown arch {arch!r}: choose one of {known}, or give a dict")
+    return name
+
+
 def _given(**values: object) -> dict:
     return {name: value for name, value in values.items() if value is not None}
 
 
 def _lookup(arch: str | Mapping) -> dict:
     if isinstance(arch, str):
-        name = arch.lower()
-        name = SHORT_NAMES.get(name, name)
-        if name not in ARCH_ZOO:
-            known = ", ".join([*ARCH_ZOO, *SHORT_NAMES])
-            raise ValueError(f"unknown arch {arch!r}: choose one of {known}, or give a dict")
-        return dict(ARCH_ZOO[name])
+        return dict(ARCH_ZOO[full_name(arch)])
     if not isinstance(arch, Mapping):
         raise TypeError(f"arch must be a name or a dict, not {arch!r}")
     for name in _REQUIRED:

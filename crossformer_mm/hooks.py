@@ -2,40 +2,48 @@
 
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
-from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from crossformer_mm.checkpoint import describe_mismatch, extract_state_dict
+from crossformer_mm.checkpoint import extract_state_dict
+from crossformer_mm.matching import describe_mismatch, shapes_of
+from crossformer_mm.safe_load import CheckpointError
 
 
-@HOOKS.register_module()
 class CheckpointMatchHook(Hook):
     """Say how much of a loaded checkpoint fits the model, and stop when too little does.
 
     Args:
         all_weights_needed: Whether every weight of the model must come from the checkpoint, as for
             testing. Otherwise half of them must, as for fine-tuning with other classes.
+        resumes: Whether the checkpoint must hold the state of a training too.
     """
 
-    def __init__(self, all_weights_needed: bool) -> None:
+    def __init__(self, all_weights_needed: bool, resumes: bool) -> None:
         self.all_weights_needed = all_weights_needed
+        self.resumes = resumes
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Compare the checkpoint with the model, before the runner copies the weights.
 
         Raises:
-            ValueError: If too little fits; the message names the first weights that do not.
+            CheckpointError: If too little fits; the message names weights that do not. Or if
+                there is no training to go on with.
         """
+        if self.resumes and "message_hub" not in checkpoint:
+            raise CheckpointError(
+                "the checkpoint to resume holds weights, but not the state of a training by "
+                "mmengine: start from them with --pretrained or --cfg-options load_from=FILE"
+            )
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         if isinstance(model, BaseTTAModel):
             model = model.module
-        own = model.state_dict()
+        own = shapes_of(model.state_dict())
         weights = extract_state_dict(checkpoint, "that was loaded")
-        matched = [n for n in own if n in weights and weights[n].shape == own[n].shape]
+        matched = [n for n in own if n in weights and weights[n].shape == own[n]]
         runner.logger.info(f"Checkpoint: {len(matched)} of the model's {len(own)} weights match")
         problems = describe_mismatch(weights, own)
         needed = len(own) if self.all_weights_needed else len(own) / 2
         if len(matched) < needed:
-            raise ValueError(f"the checkpoint does not fit this model: {problems}")
+            raise CheckpointError(f"the checkpoint does not fit this model: {problems}")
         if problems:
             runner.logger.warning(f"Checkpoint: {problems}")

@@ -3,7 +3,8 @@
 import os
 import re
 from argparse import SUPPRESS, ArgumentParser
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
@@ -13,10 +14,11 @@ from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
-from crossformer_mm import safe_load
 from crossformer_mm.data_paths import find_missing_data, move_paths
+from crossformer_mm.hooks import CheckpointMatchHook
 from crossformer_mm.requirements import HOW_TO_INSTALL
 from crossformer_mm.runner import DataCheckingRunner
+from crossformer_mm.safe_load import CheckpointError
 
 SCOPES = ("mmpretrain", "mmdet", "mmseg")
 
@@ -83,6 +85,15 @@ def check_file(path: str | None, argument: str) -> None:
         fail(f"{argument} {path} does not exist")
 
 
+@contextmanager
+def checkpoint_errors_in_one_line() -> Iterator[None]:
+    """End the program with one line when a checkpoint cannot be used."""
+    try:
+        yield
+    except CheckpointError as error:
+        fail(str(error))
+
+
 def build_runner(cfg: Config, launcher: str, all_weights_needed: bool) -> Runner:
     """Start the process group and build the runner that the config describes.
 
@@ -94,12 +105,10 @@ def build_runner(cfg: Config, launcher: str, all_weights_needed: bool) -> Runner
         all_weights_needed: Whether a checkpoint must have every weight of the model, as for
             testing.
     """
-    safe_load.make_default()
     cfg.launcher = _start_processes(cfg, launcher)
     replaced = [] if torch.cuda.is_available() else replace_gpu_only_parts(cfg)
-    hook = dict(type="CheckpointMatchHook", all_weights_needed=all_weights_needed)
-    cfg.custom_hooks = [*cfg.get("custom_hooks", []), hook]
     runner = DataCheckingRunner.from_cfg(cfg)
+    runner.register_hook(CheckpointMatchHook(all_weights_needed, cfg.get("resume", False)))
     print_log(f"Running on {_describe_devices(launcher)}", logger="current")
     for line in replaced:
         print_log(line, logger="current")

@@ -5,11 +5,11 @@ does: then ``mmpretrain.list_models('crossformer*')`` and ``mmpretrain.get_model
 classification configs. Detectors and segmentors are not mmpretrain's to build.
 """
 
-import sys
 import warnings
-from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
+
+from crossformer_mm.import_hooks import when_imported
 
 HUB_MODULE = "mmpretrain.apis.model"
 METAFILE = Path("configs/classification/metafile.yml")
@@ -18,10 +18,7 @@ PACKAGE = Path(__file__).parent
 
 def register_classifiers() -> None:
     """Add the classifiers to mmpretrain's hub, now or when mmpretrain is imported."""
-    if HUB_MODULE in sys.modules:
-        _add_to_hub(sys.modules[HUB_MODULE])
-    elif not any(isinstance(finder, _HubFinder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _HubFinder())
+    when_imported(HUB_MODULE, _add_to_hub)
 
 
 def find_index_root() -> Path | None:
@@ -30,27 +27,6 @@ def find_index_root() -> Path | None:
         if (root / METAFILE).is_file():
             return root
     return None
-
-
-class _HubFinder:
-    """Finds mmpretrain's hub as Python itself does, and has it filled after it was executed."""
-
-    def find_spec(
-        self, name: str, path: object = None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        if name != HUB_MODULE:
-            return None
-        sys.meta_path.remove(self)
-        spec = PathFinder.find_spec(name, path, target)
-        if spec is not None:
-            execute = spec.loader.exec_module
-
-            def execute_and_fill(module: ModuleType) -> None:
-                execute(module)
-                _add_to_hub(module)
-
-            spec.loader.exec_module = execute_and_fill
-        return spec
 
 
 def _add_to_hub(module: ModuleType) -> None:

@@ -1,27 +1,44 @@
 """Read checkpoint files without running code that they may hold.
 
 A ``.pth`` file is a pickle, and a pickle can name any function to be called while it loads. Here
-only names of a closed list are looked up; any other name ends the loading before it is imported.
+only names of a closed list are looked up, and most of them stand for inert replacements; any other
+name ends the loading before it is imported. Files in the safetensors format hold no code.
 """
 
+import codecs
+import json
 import pickle
+import zipfile
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
-from mmengine.runner import CheckpointLoader
 
 
-class UnsafeCheckpointError(ValueError):
+class CheckpointError(ValueError):
+    """A checkpoint cannot be used; the message names the file and the reason."""
+
+
+class UnsafeCheckpointError(CheckpointError):
     """A checkpoint names something that loading weights does not need."""
+
+
+class InertConfig(dict):
+    """Stands in for the ``yacs`` config object in the authors' files: entries, no behaviour."""
+
+
+_HISTORY_STATISTICS = ("min", "max", "current", "mean")
+_HISTORY_STATE = {"max_length", "_log_history", "_count_history", "statistics_methods"}
+_ARRAY_KINDS = "biufcSU"  # bool, numbers and text: no objects
 
 
 def _history_statistic(owner: object, name: str) -> object:
     """Stand in for ``getattr``, which training logs use for four methods of one class."""
-    if owner is not HistoryBuffer or name not in ("min", "max", "current", "mean"):
+    if owner is not HistoryBuffer or name not in _HISTORY_STATISTICS:
         raise UnsafeCheckpointError(f"it asks for the attribute {name!r} of {owner!r}")
     return getattr(HistoryBuffer, name)
 
@@ -33,14 +50,39 @@ def _encode_latin1(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
+def _plain_dtype(name: str, *flags: object) -> np.dtype:
+    """Stand in for ``numpy.dtype``: only types whose values are plain bytes."""
+    dtype = np.dtype(name) if isinstance(name, str) else None
+    if dtype is None or dtype.kind not in _ARRAY_KINDS or dtype.hasobject:
+        raise UnsafeCheckpointError(f"it asks for the array type {name!r}")
+    return dtype
+
+
+def _empty_array(*ignored: object) -> np.ndarray:
+    """Stand in for numpy's constructor of arrays that are filled later."""
+    return np.empty(0)
+
+
+def _plain_scalar(dtype: np.dtype, value: bytes) -> np.generic:
+    """Stand in for numpy's constructor of scalars."""
+    return np.frombuffer(value, _checked_dtype(dtype), count=1)[0]
+
+
+def _checked_dtype(dtype: object) -> np.dtype:
+    if not isinstance(dtype, np.dtype):
+        raise UnsafeCheckpointError(f"it has an array of type {dtype!r}")
+    return dtype
+
+
 _ALLOWED = {
     ("collections", "OrderedDict"): OrderedDict,
     ("builtins", "set"): set,
     ("builtins", "getattr"): _history_statistic,
     ("_codecs", "encode"): _encode_latin1,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
+    ("numpy", "ndarray"): "numpy.ndarray",  # only an argument of _empty_array
+    ("numpy", "dtype"): _plain_dtype,
     ("mmengine.logging.history_buffer", "HistoryBuffer"): HistoryBuffer,
+    ("yacs.config", "CfgNode"): InertConfig,
     ("torch", "Size"): torch.Size,
     ("torch", "device"): torch.device,
 }
@@ -48,11 +90,53 @@ for _name in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter"):
     _ALLOWED["torch._utils", _name] = getattr(torch._utils, _name)
 # numpy 2 renamed the module of these two; files from either version are read with either.
 for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-    _ALLOWED[_module, "_reconstruct"] = np.zeros(1).__reduce__()[0]
-    _ALLOWED[_module, "scalar"] = np.float64(0).__reduce__()[0]
+    _ALLOWED[_module, "_reconstruct"] = _empty_array
+    _ALLOWED[_module, "scalar"] = _plain_scalar
 
 
-class _ListedNamesUnpickler(pickle.Unpickler):
+def _set_ordered_dict_state(target: OrderedDict, state: dict) -> None:
+    # Module.state_dict() hangs the versions of the modules on its result.
+    if set(state) != {"_metadata"}:
+        raise UnsafeCheckpointError(f"it sets attributes of an OrderedDict: {sorted(state)}")
+    target._metadata = state["_metadata"]
+
+
+def _set_history_state(target: HistoryBuffer, state: dict) -> None:
+    if not set(state) <= _HISTORY_STATE:
+        raise UnsafeCheckpointError(f"it sets attributes of a HistoryBuffer: {sorted(state)}")
+    # Its statistics are the class's own, which no file may change.
+    state.pop("statistics_methods", None)
+    target._set_default_statistics()
+    target.__dict__.update(state)
+
+
+def _set_array_state(target: np.ndarray, state: tuple) -> None:
+    _, _, dtype, _, data = state
+    _checked_dtype(dtype)
+    if not isinstance(data, bytes):
+        raise UnsafeCheckpointError("it has an array of objects")
+    target.__setstate__(state)
+
+
+def _check_dtype_state(target: np.dtype, state: tuple) -> None:
+    if state[1] == ">" or any(part is not None for part in state[2:5]):
+        raise UnsafeCheckpointError("it has an array of big-endian or structured type")
+
+
+# What the BUILD instruction may change, by exact type: never a class or a function.
+_BUILDERS: dict[type, Callable] = {
+    OrderedDict: _set_ordered_dict_state,
+    HistoryBuffer: _set_history_state,
+    np.ndarray: _set_array_state,
+    InertConfig: lambda target, state: None,  # flags of yacs
+}
+
+
+class _ListedNamesUnpickler(pickle._Unpickler):
+    """The unpickler of the standard library in Python, so that two instructions can be guarded."""
+
+    dispatch = dict(pickle._Unpickler.dispatch)
+
     def find_class(self, module: str, name: str) -> object:
         module = {"__builtin__": "builtins"}.get(module, module)
         if (module, name) in _ALLOWED:
@@ -61,6 +145,18 @@ class _ListedNamesUnpickler(pickle.Unpickler):
         if isinstance(value, torch.dtype) or name.endswith("Storage") and isinstance(value, type):
             return value
         raise UnsafeCheckpointError(f"it names {module}.{name}")
+
+    def load_build(self) -> None:
+        state = self.stack.pop()
+        target = self.stack[-1]
+        if isinstance(target, np.dtype):
+            _check_dtype_state(target, state)
+        elif type(target) in _BUILDERS:
+            _BUILDERS[type(target)](target, state)
+        else:
+            raise UnsafeCheckpointError(f"it sets the state of {target!r}")
+
+    dispatch[pickle.BUILD[0]] = load_build
 
 
 # The interface that torch.load expects of a pickle module.
@@ -72,7 +168,9 @@ _LISTED_NAMES_PICKLE = SimpleNamespace(
 
 
 def load_file(filename: str | Path, map_location: str | torch.device | None = "cpu") -> object:
-    """Load a ``.pth`` file, of the zip format or the older one.
+    """Load a checkpoint: ``.pth`` of the zip format or the older one, or safetensors.
+
+    The format is recognised by content. A safetensors file gives ``{'state_dict', 'meta'}``.
 
     Args:
         filename: The file.
@@ -81,30 +179,74 @@ def load_file(filename: str | Path, map_location: str | torch.device | None = "c
     Raises:
         FileNotFoundError: If there is no such file.
         UnsafeCheckpointError: If it names a class or function outside the closed list.
-        ValueError: If it is not a checkpoint, or is incomplete.
+        CheckpointError: If it is not a checkpoint, or is incomplete or damaged.
     """
     path = Path(filename).expanduser()
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
     try:
-        return torch.load(
-            path, map_location, pickle_module=_LISTED_NAMES_PICKLE, weights_only=False
-        )
+        load = _find_reader(path)
+        return load(path, map_location)
     except UnsafeCheckpointError as error:
         raise UnsafeCheckpointError(
             f"checkpoint {path} was refused, and nothing in it was run: {error}, "
             "which weights and training state do not need"
         ) from None
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} {error}") from None
     except Exception as error:
         # A damaged pickle can raise nearly anything.
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{path} is not a complete PyTorch checkpoint: {reason}") from error
+        raise CheckpointError(f"{path} is not a complete checkpoint: {reason}") from error
 
 
-def make_default() -> None:
-    """Make mmengine's runner load local files this way, in training, resuming and testing."""
-    CheckpointLoader.register_scheme(prefixes="", loader=_load_from_local, force=True)
+def _find_reader(path: Path) -> Callable:
+    """Recognise a file by how it begins."""
+    if not path.is_file():
+        raise CheckpointError("is not a file")
+    with path.open("rb") as file:
+        start = file.read(512)
+    if not start:
+        raise CheckpointError("is empty")
+    if start.startswith(b"PK"):
+        return _load_zip
+    if start.startswith(b"\x80"):
+        return _load_pickle
+    if start[8:9] == b"{":
+        return _load_safetensors
+    if start.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"<"):
+        raise CheckpointError("is a web page, not a checkpoint: download the file itself")
+    if start.startswith(b"version https://git-lfs"):
+        raise CheckpointError("is a Git LFS pointer, not a checkpoint: run git lfs pull")
+    raise CheckpointError("is not a PyTorch or safetensors checkpoint")
 
 
-def _load_from_local(filename: str, map_location: str | None = None) -> object:
-    return load_file(filename, map_location)
+def _load_zip(path: Path, map_location: str | torch.device | None) -> object:
+    if not zipfile.is_zipfile(path):
+        raise CheckpointError("is cut off: the end of the file is missing")
+    # Asked of the reader that torch.load uses: it would run the code of such an archive.
+    if "constants.pkl" in torch._C.PyTorchFileReader(str(path)).get_all_records():
+        raise UnsafeCheckpointError("it is a TorchScript archive, a program")
+    with zipfile.ZipFile(path) as archive:
+        # torch.load does not look at the checksums; zeros mean that none were written.
+        has_checksums = any(record.CRC for record in archive.infolist())
+        damaged = archive.testzip() if has_checksums else None
+    if damaged is not None:
+        raise CheckpointError(f"is damaged: the checksum of {damaged} is wrong")
+    return _load_pickle(path, map_location)
+
+
+def _load_pickle(path: Path, map_location: str | torch.device | None) -> object:
+    return torch.load(path, map_location, pickle_module=_LISTED_NAMES_PICKLE, weights_only=False)
+
+
+def _load_safetensors(path: Path, map_location: str | torch.device | None) -> dict:
+    # Imported here: loading .pth files needs torch and mmengine only.
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        meta = json.loads((file.metadata() or {}).get("meta", "{}"))
+    if map_location is not None:
+        weights = {name: value.to(map_location) for name, value in weights.items()}
+    return {"meta": meta, "state_dict": weights}

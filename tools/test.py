@@ -11,6 +11,7 @@ from crossformer_mm.launch import (
     check_amp,
     check_data,
     check_file,
+    checkpoint_errors_in_one_line,
     fail,
     load_config,
     require,
@@ -93,7 +94,8 @@ def main() -> None:
     cfg = load_config(args.config, args.cfg_options, args.work_dir)
     apply_options(cfg, args)
     check_data(cfg, "test_dataloader")
-    build_runner(cfg, args.launcher, all_weights_needed=True).test()
+    with checkpoint_errors_in_one_line():
+        build_runner(cfg, args.launcher, all_weights_needed=True).test()
 
 
 if __name__ == "__main__":

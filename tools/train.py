@@ -10,6 +10,7 @@ from crossformer_mm.launch import (
     check_amp,
     check_data,
     check_file,
+    checkpoint_errors_in_one_line,
     load_config,
     require,
 )
@@ -63,7 +64,8 @@ def main() -> None:
     cfg = load_config(args.config, args.cfg_options, args.work_dir)
     apply_options(cfg, args)
     check_data(cfg, "train_dataloader", "val_dataloader")
-    build_runner(cfg, args.launcher, all_weights_needed=cfg.get("resume", False)).train()
+    with checkpoint_errors_in_one_line():
+        build_runner(cfg, args.launcher, all_weights_needed=cfg.get("resume", False)).train()
 
 
 if __name__ == "__main__":

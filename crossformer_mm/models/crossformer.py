@@ -14,7 +14,7 @@ from crossformer_mm.architectures import (
     check_positive,
     resolve_architecture,
 )
-from crossformer_mm.checkpoint import load_backbone
+from crossformer_mm.checkpoint import MUST_FIT, check_backbone, load_backbone
 from crossformer_mm.models.attention import ATTENTION_PATHS
 from crossformer_mm.models.block import CrossFormerBlock
 from crossformer_mm.models.cross_scale_embedding import (
@@ -200,6 +200,22 @@ class CrossFormer(BaseModule):
         self._freeze()
         return self
 
+    def _load_from_state_dict(
+        self, state_dict: Mapping, prefix: str, local_metadata: Mapping, *args: object
+    ) -> None:
+        # mmengine only warns about weights that do not fit, and goes on with random ones.
+        if local_metadata.get(MUST_FIT):
+            self._check_weights(
+                {n.removeprefix(prefix): v for n, v in state_dict.items() if n.startswith(prefix)}
+            )
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+    def _check_weights(self, weights: dict[str, Tensor]) -> None:
+        if not self.final_norm:
+            weights = {name: v for name, v in weights.items() if not name.startswith("norm.")}
+        expected = {name: value.shape for name, value in self.state_dict().items()}
+        check_backbone(weights, expected, "the checkpoint does not fit this backbone")
+
     def _freeze(self) -> None:
         if self.frozen_stages < 0:
             return
@@ -247,6 +263,7 @@ def _check_frozen_stages(frozen_stages: int) -> int:
 
 
 def _init_linear(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
+    # On the meta device there is nothing to set, and trying imports torch's compiler.
+    if isinstance(module, nn.Linear) and not module.weight.is_meta:
         nn.init.trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)

@@ -8,8 +8,11 @@ from torch import Tensor, nn
 
 MAX_CACHED_TABLES = 16
 
-# torch 2.1 has it under the private name only.
-is_compiling = getattr(torch.compiler, "is_compiling", torch._dynamo.is_compiling)
+if hasattr(torch.compiler, "is_compiling"):
+    is_compiling = torch.compiler.is_compiling
+else:
+    # torch 2.1 has it under the private name only, which is slow to import.
+    is_compiling = torch._dynamo.is_compiling
 
 
 class DynamicPositionBias(nn.Module):

@@ -1,0 +1,86 @@
+"""Write checkpoints whole or not at all."""
+
+import errno
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from crossformer_mm.safe_load import CheckpointError
+
+
+def check_destination(source: Path, destination: Path) -> None:
+    """Raise CheckpointError if a checkpoint cannot be written there, before work is spent."""
+    folder = destination.parent
+    if not folder.is_dir():
+        raise CheckpointError(f"{destination} cannot be written: there is no folder {folder}")
+    if destination.exists() and not destination.is_file():
+        raise CheckpointError(f"{destination} cannot be written: it is not a file")
+    if destination.exists() and source.exists() and destination.samefile(source):
+        raise CheckpointError(f"{destination} is the source: give the result another name")
+
+
+def write_checkpoint(path: Path, weights: Mapping[str, Tensor], meta: Mapping) -> None:
+    """Write weights as safetensors, if the name ends so, and otherwise for :func:`torch.load`.
+
+    The file appears under its name when it is complete; an older one there is replaced.
+
+    Args:
+        path: The file.
+        weights: Tensors by name.
+        meta: What is known about them: text, numbers, lists and dicts.
+
+    Raises:
+        CheckpointError: If it cannot be written, as on a full disk. Nothing is left behind.
+    """
+    weights = own_memory(weights)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        if path.suffix == ".safetensors":
+            _write_safetensors(temporary, weights, meta)
+        else:
+            _write_pth(temporary, weights, meta)
+        os.replace(temporary, path)
+    except Exception as error:
+        raise CheckpointError(f"{path} cannot be written: {_find_reason(error)}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def own_memory(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copy tensors that are parts of larger memory, which would be written as a whole."""
+    return {
+        name: value.detach()
+        if value.is_contiguous() and value.untyped_storage().nbytes() == value.nbytes
+        else value.detach().clone(memory_format=torch.contiguous_format)
+        for name, value in weights.items()
+    }
+
+
+def _write_pth(path: Path, weights: Mapping[str, Tensor], meta: Mapping) -> None:
+    # Through a file object: torch's own writer hides what went wrong.
+    with path.open("xb") as file:
+        torch.save({"meta": dict(meta), "state_dict": dict(weights)}, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _write_safetensors(path: Path, weights: Mapping[str, Tensor], meta: Mapping) -> None:
+    from safetensors.torch import save_file
+
+    save_file(dict(weights), path, metadata={"format": "pt", "meta": json.dumps(meta)})
+
+
+def _find_reason(error: BaseException | None) -> str:
+    """Find what the system said at the bottom of a chain of errors."""
+    reason = str(error)
+    while error is not None:
+        if isinstance(error, OSError) and error.errno is not None:
+            return os.strerror(error.errno)
+        error = error.__cause__ or error.__context__
+    if os.strerror(errno.ENOSPC) in reason:
+        return os.strerror(errno.ENOSPC)
+    return reason
