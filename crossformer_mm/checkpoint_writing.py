@@ -1,8 +1,8 @@
 """Write checkpoints whole or not at all."""
 
-import errno
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -74,13 +74,15 @@ def _write_safetensors(path: Path, weights: Mapping[str, Tensor], meta: Mapping)
     save_file(dict(weights), path, metadata={"format": "pt", "meta": json.dumps(meta)})
 
 
-def _find_reason(error: BaseException | None) -> str:
+def _find_reason(error: BaseException) -> str:
     """Find what the system said at the bottom of a chain of errors."""
-    reason = str(error)
-    while error is not None:
-        if isinstance(error, OSError) and error.errno is not None:
-            return os.strerror(error.errno)
-        error = error.__cause__ or error.__context__
-    if os.strerror(errno.ENOSPC) in reason:
-        return os.strerror(errno.ENOSPC)
-    return reason
+    # The safetensors library, written in Rust, has the number in its text.
+    number = re.search(r"os error (\d+)", str(error))
+    if number:
+        return os.strerror(int(number[1]))
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, OSError) and link.errno is not None:
+            return os.strerror(link.errno)
+        link = link.__cause__ or link.__context__
+    return str(error)

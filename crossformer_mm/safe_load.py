@@ -9,6 +9,7 @@ import codecs
 import json
 import pickle
 import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -50,6 +51,11 @@ def _encode_latin1(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
+def _empty_bytes() -> bytes:
+    """Stand in for ``bytes``, with which pickles of arrays say that they are empty."""
+    return b""
+
+
 def _plain_dtype(name: str, *flags: object) -> np.dtype:
     """Stand in for ``numpy.dtype``: only types whose values are plain bytes."""
     dtype = np.dtype(name) if isinstance(name, str) else None
@@ -77,6 +83,7 @@ def _checked_dtype(dtype: object) -> np.dtype:
 _ALLOWED = {
     ("collections", "OrderedDict"): OrderedDict,
     ("builtins", "set"): set,
+    ("builtins", "bytes"): _empty_bytes,
     ("builtins", "getattr"): _history_statistic,
     ("_codecs", "encode"): _encode_latin1,
     ("numpy", "ndarray"): "numpy.ndarray",  # only an argument of _empty_array
@@ -138,7 +145,9 @@ class _ListedNamesUnpickler(pickle._Unpickler):
     dispatch = dict(pickle._Unpickler.dispatch)
 
     def find_class(self, module: str, name: str) -> object:
-        module = {"__builtin__": "builtins"}.get(module, module)
+        # Files are written with Python 2's names, where it has others.
+        module = IMPORT_MAPPING.get(module, module)
+        module, name = NAME_MAPPING.get((module, name), (module, name))
         if (module, name) in _ALLOWED:
             return _ALLOWED[module, name]
         value = getattr(torch, name, None) if module == "torch" else None

@@ -1,17 +1,32 @@
 """Loading weights: what fits, what is refused, and that nothing in a file is run."""
 
+import io
 import os
 import pickle
+import shutil
+import struct
+import subprocess
+import sys
+import tarfile
 import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
+import old_checkpoints as old
 import pytest
 import torch
+from conftest import ROOT, tool_main
+from mmengine.logging import HistoryBuffer
 
 from crossformer_mm import CrossFormer
+from crossformer_mm.checkpoint_sources import find_file
 from crossformer_mm.resume import find_checkpoint_to_resume
-from crossformer_mm.safe_load import UnsafeCheckpointError, load_file
+from crossformer_mm.safe_load import CheckpointError, UnsafeCheckpointError, load_file
 
+CONVERT = ROOT / "tools/convert_checkpoint.py"
 ARCH = dict(
     embed_dims=16, depths=(1, 1, 2, 1), num_heads=(1, 2, 4, 8), group_size=4, interval=(8, 4, 2, 1)
 )
@@ -40,11 +55,26 @@ def test_checkpoints_of_every_layout_load(tmp_path, prefix, key):
     weights[prefix.replace("backbone.", "") + "head.weight"] = torch.zeros(10, 128)
     weights[prefix + "layers.0.blocks.0.attn.biases"] = torch.zeros(49, 2)
     weights[prefix + "layers.0.blocks.0.attn.relative_position_index"] = torch.zeros(16, 16)
+    weights[prefix + "layers.0.blocks.1.attn_mask"] = torch.zeros(4, 16, 16)
     torch.save(weights if key is None else {key: weights, "epoch": 3}, tmp_path / "w.pth")
     assert_same_weights(pretrained(tmp_path / "w.pth", final_norm=True), source)
     dense = pretrained(tmp_path / "w.pth")
     del source.norm
     assert_same_weights(dense, source)
+
+
+def test_the_authors_own_file_loads_and_the_log_says_what_was_dropped(monkeypatch, tmp_path):
+    said = []
+    monkeypatch.setattr("crossformer_mm.checkpoint.print_log", lambda line, **kw: said.append(line))
+    weights = old.classifier_weights(ARCH, classes=3)
+    old.save_classifier(tmp_path / "w.pth", {**weights, **old.v1_buffers(weights)})
+    backbone = pretrained(tmp_path / "w.pth")
+    own = backbone.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in own.items())
+    assert said == [
+        f"Backbone: all {len(own)} weights match those in {tmp_path / 'w.pth'}; dropped by rule: "
+        "5 biases, 5 relative_position_index, 2 classifier, 2 final norm"
+    ]
 
 
 def test_another_architecture_is_refused_and_the_right_one_named(tmp_path):
@@ -74,46 +104,243 @@ class Touch:
         return os.system, (f"touch {self.path}",)
 
 
-@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-@pytest.mark.parametrize("place", ["top", "meta", "state_dict"])
-def test_a_hostile_file_is_refused_and_does_nothing(tmp_path, zipped, place):
-    trace = tmp_path / "ran"
-    content = {
-        "top": Touch(trace),
-        "meta": {"state_dict": {}, "meta": {"config": [Touch(trace)]}},
-        "state_dict": {"state_dict": {"a": torch.ones(2), "b": Touch(trace)}},
-    }[place]
-    torch.save(content, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(UnsafeCheckpointError, match=r"w\.pth.*(posix|nt)\.system"):
-        load_file(tmp_path / "w.pth")
-    assert not trace.exists()
+class Call:
+    """Unpickling it calls a function, which its pickle names, with arguments."""
+
+    def __init__(self, function: Callable, *arguments: object, state: object = None) -> None:
+        self.function, self.arguments, self.state = function, arguments, state
+
+    def __reduce__(self):
+        return self.function, self.arguments, self.state
 
 
-def test_getattr_opens_no_way_out(tmp_path):
-    class Reach:
-        def __reduce__(self):
-            return getattr, (torch.Size, "__init__")
+def rewrite(path: Path, **records: bytes) -> None:
+    """Replace or add records of a zip file; a name stands for ``ARCHIVE/name.pkl``."""
+    content = {f"w/{name}.pkl": data for name, data in records.items()}
+    with zipfile.ZipFile(path) as archive:
+        content = {record: archive.read(record) for record in archive.namelist()} | content
+    with zipfile.ZipFile(path, "w") as archive:
+        for record, data in content.items():
+            archive.writestr(record, data)
 
-    torch.save(Reach(), tmp_path / "w.pth")
-    with pytest.raises(UnsafeCheckpointError, match="__init__"):
-        load_file(tmp_path / "w.pth")
+
+def save(path: Path, content: object, zipped: bool = True) -> None:
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
 
 
-def test_unreadable_files_are_named(tmp_path):
-    complete = tmp_path / "complete.pth"
-    torch.save({"a": torch.ones(1000)}, complete)
-    contents = {
-        "empty": b"",
-        "page": b"<!DOCTYPE html><html>Sign in</html>",
-        "cut": complete.read_bytes()[:2000],
-        "pickle": pickle.dumps([1, 2]),
-    }
-    for name, content in contents.items():
-        (tmp_path / f"{name}.pth").write_bytes(content)
-        with pytest.raises(ValueError, match=rf"{name}\.pth is not a complete PyTorch checkpoint"):
-            load_file(tmp_path / f"{name}.pth")
+def legacy_with_hostile_part(path: Path, part: int, trace: Path) -> None:
+    """The old format is five pickles in a row, then the tensors: make one of them hostile."""
+    save(path, {"a": torch.ones(2)}, zipped=False)
+    with path.open("rb") as file:
+        parts = []
+        for _ in range(5):
+            start = file.tell()
+            unpickler = pickle.Unpickler(file)
+            unpickler.persistent_load = lambda pid: torch.ones(2).storage()
+            unpickler.load()
+            parts.append((start, file.tell()))
+        start, stop = parts[part]
+    data = path.read_bytes()
+    path.write_bytes(data[:start] + pickle.dumps(Touch(trace), protocol=2) + data[stop:])
+
+
+def tar_of_old(path: Path, trace: Path) -> None:
+    """The format before the old one: a tar file of pickles."""
+    with tarfile.open(path, "w") as archive:
+        for name in ("storages", "tensors", "pickle"):
+            data = pickle.dumps(Touch(trace), protocol=2)
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+
+
+def script(path: Path) -> None:
+    """A TorchScript archive: a program, which torch.load would hand to another loader."""
+
+    class Identity(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    torch.jit.trace(Identity(), torch.ones(1)).save(str(path))
+
+
+# name: how the file is made, given its path and the file that would prove that code ran, and what
+# is said about it.
+HOSTILE = {
+    "top of a zip": (lambda p, t: save(p, Touch(t)), r"names (posix|nt)\.system"),
+    "top of a legacy file": (lambda p, t: save(p, Touch(t), False), r"names (posix|nt)\.system"),
+    "meta": (lambda p, t: save(p, {"meta": [Touch(t)], "state_dict": {}}), r"\.system"),
+    "config": (lambda p, t: save(p, {"model": {}, "config": Touch(t)}, False), r"\.system"),
+    "among weights": (lambda p, t: save(p, {"a": torch.ones(2), "b": Touch(t)}), r"\.system"),
+    "optimizer": (lambda p, t: save(p, {"optimizer": {"state": {0: Touch(t)}}}), r"\.system"),
+    "a key": (lambda p, t: save(p, {"model": {"a": {Touch(t).__reduce__()[0]: 1}}}), r"\.system"),
+    "first part of a legacy file": (lambda p, t: legacy_with_hostile_part(p, 0, t), r"\.system"),
+    "third part of a legacy file": (lambda p, t: legacy_with_hostile_part(p, 2, t), r"\.system"),
+    "last part of a legacy file": (lambda p, t: legacy_with_hostile_part(p, 4, t), r"\.system"),
+    "a plain pickle": (lambda p, t: p.write_bytes(pickle.dumps(Touch(t))), r"\.system"),
+    "eval": (
+        lambda p, t: save(p, Call(eval, f"__import__('os').system('touch {t}')")),
+        r"names builtins\.eval",
+    ),
+    "an attribute": (lambda p, t: save(p, Call(getattr, torch.Size, "__init__")), "__init__"),
+    "a subprocess": (
+        lambda p, t: save(p, Call(subprocess.check_output, ["touch", str(t)])),
+        r"names subprocess\.check_output",
+    ),
+    "state of a class": (
+        lambda p, t: save(p, Call(getattr, HistoryBuffer, "mean", state=(None, {"__doc__": "x"}))),
+        "sets the state of",
+    ),
+    "a method of an object": (
+        lambda p, t: save(p, Call(OrderedDict, state={"items": 1})),
+        "attributes of an OrderedDict",
+    ),
+    "an array of objects": (
+        lambda p, t: save(p, {"a": np.array([Touch(t)], dtype=object)}),
+        r"\.system|array type",
+    ),
+    "TorchScript": (lambda p, t: script(p), "TorchScript"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_file_is_refused_and_does_nothing(monkeypatch, tmp_path, name):
+    make, said = HOSTILE[name]
+    trace, path = tmp_path / "ran", tmp_path / "w.pth"
+    make(path, trace)
+    trace.unlink(missing_ok=True)
+    with pytest.raises(
+        UnsafeCheckpointError, match=rf"w\.pth was refused, and nothing in it was run: .*({said})"
+    ):
+        load_file(path)
+    with pytest.raises(UnsafeCheckpointError, match=said):
+        pretrained(path)
+    with pytest.raises(SystemExit, match=rf"^error: .*{said}"):
+        tool_main(monkeypatch, CONVERT, path, tmp_path / "new.pth")
+    assert not trace.exists() and not (tmp_path / "new.pth").exists()
+
+
+def test_the_hostile_files_would_run(tmp_path):
+    # Otherwise the test above could not fail.
+    for name in ("top of a zip", "config", "third part of a legacy file", "eval", "a subprocess"):
+        trace = tmp_path / "ran"
+        HOSTILE[name][0](tmp_path / "w.pth", trace)
+        trace.unlink(missing_ok=True)
+        with suppress(Exception):  # after it ran: what is left is no checkpoint
+            torch.load(tmp_path / "w.pth", weights_only=False)
+        assert trace.exists(), name
+        trace.unlink()
+
+
+def cut(path: Path, part: float) -> None:
+    save(path, {"a": torch.ones(1000)}, zipped=path.suffix == ".zip")
+    data = path.read_bytes()
+    path.write_bytes(data[: int(part * len(data))])
+
+
+def flip_a_bit(path: Path) -> None:
+    save(path, {"a": torch.ones(1000)})
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def cut_safetensors(path: Path) -> None:
+    header = b'{"a":{"dtype":"F32","shape":[1000],"data_offsets":[0,4000]}}'
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(300))
+
+
+# name: how the file is made, and what is said about it in one line.
+MALFORMED = {
+    "empty": (lambda p: p.write_bytes(b""), "is empty"),
+    "page": (
+        lambda p: p.write_bytes(b"\n<!DOCTYPE html><html>Sign in</html>"),
+        "is a web page, not a checkpoint: download the file itself",
+    ),
+    "Git LFS": (
+        lambda p: p.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
+        "is a Git LFS pointer",
+    ),
+    "text": (lambda p: p.write_text("hello"), "is not a PyTorch or safetensors checkpoint"),
+    "folder": (lambda p: p.mkdir(), "is not a file"),
+    "cut zip": (lambda p: cut(p, 0.8), "is cut off: the end of the file is missing"),
+    "cut legacy": (
+        lambda p: (cut(p.with_suffix(".old"), 0.8), p.with_suffix(".old").rename(p)),
+        "is not a complete checkpoint: ",
+    ),
+    "cut safetensors": (cut_safetensors, "is not a complete checkpoint: "),
+    "flipped bit": (flip_a_bit, "is damaged: the checksum of .*data/0 is wrong"),
+    "tar": (lambda p: tar_of_old(p, p.with_name("ran")), "is not a PyTorch or safetensors"),
+    "plain pickle": (
+        lambda p: p.write_bytes(pickle.dumps([1, 2])),
+        "is not a complete checkpoint: ",
+    ),
+    "other zip": (
+        lambda p: zipfile.ZipFile(p, "w").writestr("a", "b"),
+        "is not a complete checkpoint: ",
+    ),
+    "number": (lambda p: save(p, 3), "holds no state dict"),
+    "no weights": (lambda p: save(p, {"epoch": 3}), "'epoch' is a int"),
+    "empty state dict": (lambda p: save(p, {"model": {}}), "holds no state dict"),
+    "array": (lambda p: save(p, {"model": {"a": np.ones(2)}}), "'a' is a ndarray"),
+    "doubled": (
+        lambda p: save(p, {"a": torch.ones(1), "module.a": torch.ones(1)}),
+        "both with and without 'module.'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_a_malformed_file_is_named_in_one_line(monkeypatch, tmp_path, name):
+    make, said = MALFORMED[name]
+    path = tmp_path / ("w.zip" if "cut zip" in name else "w.pth")
+    make(path)
+    with pytest.raises(SystemExit, match=rf"^error: [^\n]*{path.name}[^\n]*{said}[^\n]*$"):
+        tool_main(monkeypatch, CONVERT, path, tmp_path / "new.pth")
+    with pytest.raises(CheckpointError, match=said):
+        pretrained(path)
+    assert {p.name for p in tmp_path.iterdir()} == {path.name}
+
+
+def test_files_that_are_not_there_are_named(monkeypatch, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere\.pth does not exist"):
         load_file(tmp_path / "nowhere.pth")
+    with pytest.raises(SystemExit, match=r"^error: checkpoint .*nowhere\.pth does not exist$"):
+        tool_main(monkeypatch, CONVERT, tmp_path / "nowhere.pth", tmp_path / "new.pth")
+
+
+def test_a_destination_that_cannot_be_written_is_named(monkeypatch, tmp_path):
+    source = tmp_path / "w.pth"
+    save(source, old.classifier_weights("tiny", 2))
+    content = source.read_bytes()
+    for destination, said in {
+        tmp_path / "missing/new.pth": f"there is no folder {tmp_path / 'missing'}$",
+        tmp_path: "it is not a file$",
+        source: "is the source: give the result another name$",
+    }.items():
+        with pytest.raises(SystemExit, match=f"^error: {destination}.*{said}"):
+            tool_main(monkeypatch, CONVERT, source, destination)
+    assert list(tmp_path.iterdir()) == [source] and source.read_bytes() == content
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_a_full_disk_leaves_what_was_there(tmp_path, suffix):
+    save(tmp_path / "w.pth", old.classifier_weights("tiny", 2))
+    (tmp_path / f"new.{suffix}").write_bytes(b"older")
+    # Files of this process may grow to 1 MB only.
+    limit = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (2**20,) * 2)"
+    code = f"{limit}; del sys.argv[0]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    result = subprocess.run(
+        [sys.executable, "-c", code, CONVERT, tmp_path / "w.pth", tmp_path / f"new.{suffix}"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert result.returncode == 1
+    error = result.stderr.strip().splitlines()[-1]
+    assert error == f"error: {tmp_path}/new.{suffix} cannot be written: File too large"
+    assert (tmp_path / f"new.{suffix}").read_bytes() == b"older"
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_training_state_loads(tmp_path):
@@ -122,6 +349,7 @@ def test_training_state_loads(tmp_path):
     hub = MessageHub.get_instance("test_training_state_loads")
     hub.update_scalar("train/loss", 0.5)
     hub.update_info("iter", 7)
+    hub.update_info("best_score", np.float64(0.25))
     model = torch.nn.Linear(2, 2)
     optimizer = torch.optim.AdamW(model.parameters())
     model(torch.ones(1, 2)).sum().backward()
@@ -134,9 +362,23 @@ def test_training_state_loads(tmp_path):
     torch.save(saved, tmp_path / "epoch_1.pth")
     loaded = load_file(tmp_path / "epoch_1.pth")
     assert loaded["message_hub"]["log_scalars"]["train/loss"].current() == 0.5
+    assert loaded["message_hub"]["runtime_info"]["best_score"] == 0.25
     assert torch.equal(loaded["state_dict"]["weight"], model.weight)
+    assert loaded["state_dict"]._metadata == model.state_dict()._metadata
     moment = saved["optimizer"]["state"][0]["exp_avg"]
     assert torch.equal(loaded["optimizer"]["state"][0]["exp_avg"], moment)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.arange(6.0).reshape(2, 3).T, np.array(["a", "bc"]), np.array([], np.int32), np.bool_(True)],
+    ids=["floats", "text", "empty", "scalar"],
+)
+def test_arrays_load(tmp_path, array):
+    torch.save({"a": array}, tmp_path / "w.pth")
+    loaded = load_file(tmp_path / "w.pth")["a"]
+    assert loaded.dtype == array.dtype and loaded.shape == array.shape
+    assert np.array_equal(loaded, array)
 
 
 def test_the_last_complete_checkpoint_is_resumed(tmp_path):
@@ -150,3 +392,37 @@ def test_the_last_complete_checkpoint_is_resumed(tmp_path):
     (tmp_path / "epoch_10.pth").write_bytes(cut)
     assert not zipfile.is_zipfile(tmp_path / "epoch_10.pth")
     assert find_checkpoint_to_resume(tmp_path).name == "epoch_9.pth"
+
+
+def test_names_and_urls_become_files(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    fetched = []
+
+    def download(url: str, path: str) -> None:
+        fetched.append(url)
+        Path(path).write_bytes(b"")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    for _ in range(2):
+        found = find_file("https://example.org/models/crossformer-s.pth?download=1")
+        assert found == tmp_path / "hub/checkpoints/crossformer-s.pth"
+    assert fetched == ["https://example.org/models/crossformer-s.pth?download=1"]
+    assert find_file("torchvision://resnet50").name.startswith("resnet50-")
+    assert find_file("open-mmlab://resnet50_v1c").name.startswith("resnet50_v1c-")
+    assert find_file("~/w.pth") == Path.home() / "w.pth"
+    for name in ("s3://bucket/w.pth", "pavi://w", "torchvision://no_such_model"):
+        with pytest.raises(CheckpointError, match=name):
+            find_file(name)
+
+
+def test_a_failed_download_is_named_and_leaves_nothing(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    source = tmp_path / "w.pth"
+    source.write_bytes(b"x")
+    assert find_file(source.as_uri()) == source
+    shutil.rmtree(tmp_path / "checkpoints", ignore_errors=True)
+    with pytest.raises(
+        CheckpointError, match=r"https://127\.0\.0\.1:1/w\.pth cannot be downloaded"
+    ):
+        find_file("https://127.0.0.1:1/w.pth")
+    assert not list((tmp_path / "checkpoints").iterdir())

@@ -7,13 +7,19 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import old_checkpoints as old
 import pytest
 import torch
+from conftest import CONFIGS
 from reference import reference_backbone
 from torch import Tensor, nn
 
 from crossformer_mm import CrossFormer
+from crossformer_mm.conversion import convert_checkpoint
+from crossformer_mm.flops import build_model
+from crossformer_mm.launch import load_config
 from crossformer_mm.models import ATTENTION_PATHS
+from crossformer_mm.safe_load import load_file
 
 GOLDEN = Path(__file__).parents[1].parent / "shared" / "golden"
 TOLERANCE = 1e-5  # standard deviations
@@ -158,3 +164,64 @@ def test_reference(file: Path) -> None:
             amplitude_cooling=model.arch.amplitude_cooling,
         )
     assert_dense_golden(maps, golden)
+
+
+def load_converted(source: Path, model: nn.Module) -> nn.Module:
+    """Convert a file, and load the result into a model that needs all of it and no more."""
+    new = source.with_name("new.safetensors")
+    convert_checkpoint(source, new)
+    model.load_state_dict(load_file(new)["state_dict"], strict=True)
+    return model.eval()
+
+
+@pytest.mark.parametrize("with_buffers", [False, True], ids=["", "v1"])
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_the_authors_classifier_in_mmpretrain(
+    tmp_path: Path, arch: str, with_buffers: bool
+) -> None:
+    state = golden_state(arch)
+    buffers = old.v1_buffers(state) if with_buffers else {}
+    if arch == "small":
+        listed = json.loads((GOLDEN / "v1_buffers_crossformer-small.json").read_text())
+        assert all(list(buffers[name].shape) == listed[name][0] for name in buffers)
+        assert not buffers or set(buffers) == set(listed)
+    old.save_classifier(tmp_path / "w.pth", {**state, **buffers})
+    config = CONFIGS / f"classification/crossformer-{arch}_8xb128_in1k.py"
+    model = load_converted(tmp_path / "w.pth", build_model(load_config(str(config))))
+    for name, value in model.backbone.state_dict().items():
+        assert torch.equal(value, state[name]), name
+    logits = GOLDEN / f"logits_crossformer-{arch}_224.npz"
+    if logits.is_file() and with_buffers:
+        with torch.no_grad():
+            found = model(golden_image(224, 224, seed=1, batch=2), mode="tensor")
+        assert_golden(found.numpy(), np.load(logits)["logits"])
+
+
+DENSE_BASES = dict(
+    mask_rcnn="detection/mask-rcnn_crossformer-{}_fpn_1x_coco.py",
+    semantic_fpn="segmentation/fpn_crossformer-{}_4xb4-80k_ade20k-512x512.py",
+    upernet="segmentation/upernet_crossformer-{}_8xb2-160k_ade20k-512x512.py",
+)
+
+
+@pytest.mark.parametrize("kind", DENSE_BASES)
+@files("dense_*.npz")
+def test_the_authors_dense_model_in_its_library(tmp_path: Path, file: Path, kind: str) -> None:
+    golden = np.load(file)
+    meta = json.loads(str(golden["meta"]))
+    arch = meta["arch"].removeprefix("crossformer-")
+    classes = 80 if kind == "mask_rcnn" else 150
+    weights = old.dense_weights(kind, arch, classes)
+    weights |= {f"backbone.{n}": v for n, v in golden_state(arch).items() if n[:4] != "head"}
+    old.save_dense(tmp_path / "w.pth", {**weights, **old.v1_buffers(weights)}, classes)
+    # "pp-small" is "pp-s" in names of configs, and no Semantic FPN of it has groups of 7.
+    short = arch.replace("small", "s")
+    name = DENSE_BASES[kind].format(short)
+    if not (CONFIGS / name).is_file():
+        name = DENSE_BASES[kind].format(f"{short}-g14")
+    groups = {f"model.backbone.{key}": meta[key] for key in ("group_size", "interval")}
+    cfg = load_config(str(CONFIGS / name), {**groups, "model.backbone.lda_mode": meta["lda"]})
+    model = load_converted(tmp_path / "w.pth", build_model(cfg))
+    with torch.no_grad():
+        image = golden_image(meta["height"], meta["width"], seed=meta["seed"])
+        assert_dense_golden(model.backbone(image), golden)
