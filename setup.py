@@ -75,7 +75,7 @@ setup(
     license="Apache-2.0",
     packages=find_packages(include=["crossformer_mm", "crossformer_mm.*"]),
     python_requires=">=3.10,<3.13",
-    install_requires=["torch>=2.1", "numpy"],
-    extras_require={"onedl": ONEDL, "openmmlab": OPENMMLAB, "dev": ["pytest", "ruff"]},
+    install_requires=["torch>=2.1", "numpy", "safetensors>=0.4"],
+    extras_require={"onedl": ONEDL, "openmmlab": OPENMMLAB, "dev": ["pytest>=7.3", "ruff"]},
     cmdclass={"build_py": BuildWithMim},
 )

@@ -221,7 +221,7 @@ def yacs_config():
 
 def save_classifier(path: Path, weights: dict[str, Tensor], zipped: bool = True) -> None:
     """Write what the authors' classification code saves, optimizer included."""
-    parameters = [nn.Parameter(value) for value in list(weights.values())[:3]]
+    parameters = [nn.Parameter(value.clone()) for value in list(weights.values())[:3]]
     optimizer = torch.optim.AdamW(parameters)
     for parameter in parameters:
         parameter.grad = torch.ones_like(parameter)

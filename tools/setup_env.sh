@@ -20,7 +20,7 @@ has_project() {
 import sys
 from pathlib import Path
 
-import pytest, ruff
+import pytest, ruff, safetensors
 import crossformer_mm
 
 assert Path(crossformer_mm.__file__).parents[1] == Path(sys.argv[1])
