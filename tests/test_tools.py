@@ -107,22 +107,6 @@ def test_killed_training_goes_on(toy_coco, run_tool, tmp_path, epoch):
     assert (tmp_path / "epoch_3.pth").exists()
 
 
-def test_pretrained_weights_arrive(toy_coco, run_tool, tmp_path):
-    from mmengine.config import Config
-    from mmengine.registry import MODELS
-
-    backbone = MODELS.build(Config.fromfile(NANO_CONFIG).model.backbone)
-    torch.save({"model": backbone.state_dict()}, tmp_path / "pretrained.pth")
-    run_tool(
-        *(sys.executable, TRAIN, NANO_CONFIG, "--work-dir", tmp_path / "work"),
-        *("--pretrained", tmp_path / "pretrained.pth"),
-        *options(toy_coco, "train_cfg.max_epochs=1", "optim_wrapper.optimizer.lr=0.0"),
-    )
-    saved = load_file(tmp_path / "work/epoch_1.pth")["state_dict"]
-    for name, value in backbone.state_dict().items():
-        assert torch.equal(saved[f"backbone.{name}"], value), name
-
-
 def test_the_shipped_config_trains_on_toy_data(toy_coco, tmp_path):
     cfg = launch.load_config(
         str(ROOT / "configs/detection/retinanet_crossformer-s_fpn_1x_coco.py"),
