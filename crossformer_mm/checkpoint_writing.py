@@ -71,7 +71,11 @@ def _write_pth(path: Path, weights: Mapping[str, Tensor], meta: Mapping) -> None
 def _write_safetensors(path: Path, weights: Mapping[str, Tensor], meta: Mapping) -> None:
     from safetensors.torch import save_file
 
+    path.touch(exist_ok=False)
+    permissions = path.stat().st_mode
     save_file(dict(weights), path, metadata={"format": "pt", "meta": json.dumps(meta)})
+    # The library lets no one else read it.
+    path.chmod(permissions)
 
 
 def _find_reason(error: BaseException) -> str:

@@ -83,9 +83,10 @@ def convert_checkpoint(
         **_dataset_meta(checkpoint),
     }
     write_checkpoint(destination, weights, meta)
+    unchanged = "" if weights.keys() - find_state_dict(checkpoint).keys() else ", names unchanged"
     return [
         f"{source}: a {target.kind}, architecture {name}",
-        f"matched: all {len(weights)} weights",
+        f"matched: all {len(weights)} weights{unchanged}",
         f"dropped by rule: {contents.describe_dropped()}",
         f"not carried over: {_describe_rest(checkpoint)}",
         f"wrote {destination}",
@@ -159,11 +160,10 @@ def _target_of_model(kind: str, cfg: Config) -> Target:
 
 
 def _check(contents: Contents, target: Target, source: Path) -> None:
-    complaint = f"{source} does not fit the {target.kind}"
-    check_backbone(contents.backbone, target.backbone, f"{complaint}'s backbone")
+    check_backbone(contents.backbone, target.backbone, f"{source} does not fit the backbone")
     problems = describe_mismatch({**contents.classifier, **contents.others}, target.heads)
     if problems:
-        raise CheckpointError(f"{complaint}: {problems}")
+        raise CheckpointError(f"{source} does not fit the {target.kind}: {problems}")
 
 
 def _hash_file(path: Path) -> str:

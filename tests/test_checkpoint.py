@@ -144,10 +144,10 @@ def legacy_with_hostile_part(path: Path, part: int, trace: Path) -> None:
     path.write_bytes(data[:start] + pickle.dumps(Touch(trace), protocol=2) + data[stop:])
 
 
-def tar_of_old(path: Path, trace: Path) -> None:
-    """The format before the old one: a tar file of pickles."""
-    with tarfile.open(path, "w") as archive:
-        for name in ("storages", "tensors", "pickle"):
+def tar_of_old(path: Path, trace: Path, first: str = "sys_info") -> None:
+    """The format before the old one: a tar file of pickles, which begins with a name."""
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT, encoding="latin1") as archive:
+        for name in (first, "storages", "tensors", "pickle"):
             data = pickle.dumps(Touch(trace), protocol=2)
             info = tarfile.TarInfo(name)
             info.size = len(data)
@@ -271,6 +271,10 @@ MALFORMED = {
     "cut safetensors": (cut_safetensors, "is not a complete checkpoint: "),
     "flipped bit": (flip_a_bit, "is damaged: the checksum of .*data/0 is wrong"),
     "tar": (lambda p: tar_of_old(p, p.with_name("ran")), "is not a PyTorch or safetensors"),
+    "tar like a pickle": (
+        lambda p: tar_of_old(p, p.with_name("ran"), "\x80"),
+        "is a tar archive",
+    ),
     "plain pickle": (
         lambda p: p.write_bytes(pickle.dumps([1, 2])),
         "is not a complete checkpoint: ",

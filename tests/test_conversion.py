@@ -173,7 +173,9 @@ def test_converted_files_load_save_and_load_again_bitwise_the_same(tmp_path, tin
     assert_equal(load_file(tmp_path / "2.pth")["state_dict"], first["state_dict"])
     again = converted(tmp_path / "2.pth", tmp_path / "3.safetensors")
     assert_equal(again["state_dict"], first["state_dict"])
-    back = converted(tmp_path / "3.safetensors", tmp_path / "4.pth")
+    lines = convert_checkpoint(tmp_path / "3.safetensors", tmp_path / "4.pth")
+    assert lines[1].endswith("weights, names unchanged")
+    back = load_file(tmp_path / "4.pth")
     assert_equal(back["state_dict"], first["state_dict"])
 
 
@@ -188,6 +190,8 @@ def test_both_formats_agree(tmp_path):
     assert_equal(pth["state_dict"], safetensors["state_dict"])
     assert "backbone.norm.weight" not in pth["state_dict"]
     assert (tmp_path / "new.safetensors").read_bytes()[8:9] == b"{"
+    modes = {(tmp_path / f"new.{suffix}").stat().st_mode for suffix in ("pth", "safetensors")}
+    assert modes == {(tmp_path / "w.pth").stat().st_mode}
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

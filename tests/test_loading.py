@@ -99,14 +99,12 @@ def test_the_authors_file_is_pretrained_on_two_processes(toy_coco, run_tool, tmp
     assert all(torch.equal(saved[f"backbone.{name}"], weights[name]) for name in own)
 
 
-@pytest.mark.parametrize("option", ["--pretrained", "--resume", "load_from", "test"])
+@pytest.mark.parametrize("option", ["--pretrained", "--resume", "test"])
 def test_a_hostile_file_ends_the_tools_in_one_line(toy_coco, run_tool, tmp_path, hostile, option):
     path, trace = hostile
     work = ("--work-dir", tmp_path / "work")
     if option == "test":
         command = [TEST, NANO_CONFIG, path, *work, *options(toy_coco)]
-    elif option == "load_from":
-        command = [TRAIN, NANO_CONFIG, *work, *options(toy_coco, f"load_from={path}")]
     else:
         command = [TRAIN, NANO_CONFIG, option, path, *work, *options(toy_coco)]
     result = run_tool(sys.executable, *command, check=False)
