@@ -62,7 +62,9 @@ def load_from_safe(filename: str, map_location: str | torch.device | None = None
             f"{contents.describe_dropped()}",
             logger="current",
         )
-    rest = {} if state_dict is checkpoint else checkpoint
+    # A state dict without anything around it has no rest.
+    entries = () if state_dict is checkpoint else checkpoint.items()
+    rest = {key: value for key, value in entries if value is not state_dict}
     metadata = getattr(state_dict, "_metadata", {})
     return {**rest, "state_dict": _must_fit(weights, metadata)}
 

@@ -70,7 +70,10 @@ def convert_checkpoint(
     checkpoint = load_file(source)
     contents = sort_contents(extract_state_dict(checkpoint, source))
     found, fits = find_architecture(contents.backbone)
-    target = _choose_target(contents, arch or found, cfg, source)
+    if arch is not None:
+        shapes = backbone_shapes(arch, final_norm="norm.weight" in contents.backbone)
+        check_backbone(contents.backbone, shapes, f"{source} is not of arch {arch!r}")
+    target = _choose_target(contents, found, cfg, source)
     _check(contents, target, source)
     weights = library_layout(contents)
     name = found if fits else "custom"
@@ -96,6 +99,7 @@ def convert_checkpoint(
 def _choose_target(
     contents: Contents, arch: str | None, cfg: Config | None, source: Path
 ) -> Target:
+    """What the checkpoint is to be compared with; ``arch`` is the one that fits best."""
     if cfg is not None:
         return _target_of_config(contents, cfg)
     if arch is None:

@@ -301,8 +301,12 @@ def test_at_most_ten_weights_are_named_and_the_fitting_architecture(tmp_path, ti
     assert 1 <= len(re.findall(r"layers\.|patch_embed\.|norm\.", str(caught.value))) <= 10
     # 'small' has all the names and shapes of 'base', and fewer blocks.
     torch.save(old.backbone_weights("base"), tmp_path / "base.pth")
-    with pytest.raises(CheckpointError, match=r"those of arch 'base'\): 312 unexpected"):
-        convert_checkpoint(tmp_path / "base.pth", tmp_path / "new.pth", arch="small")
+    cfg = load_config(str(DENSE_CONFIGS["upernet"]))
+    for expected in (dict(arch="small"), dict(cfg=cfg), dict(arch="small", cfg=cfg)):
+        with pytest.raises(CheckpointError, match=r"those of arch 'base'\): 312 unexpected"):
+            convert_checkpoint(tmp_path / "base.pth", tmp_path / "new.pth", **expected)
+    with pytest.raises(CheckpointError, match="base.pth is not of arch 'large'"):
+        convert_checkpoint(tmp_path / "base.pth", tmp_path / "new.pth", arch="large", cfg=cfg)
 
 
 def test_an_unknown_architecture_is_named(tmp_path, tiny):

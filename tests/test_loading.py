@@ -186,6 +186,16 @@ def test_mmengine_loads_whole_models_and_refuses_part_of_a_backbone(tmp_path):
     assert all(torch.equal(alone.state_dict()[name], value) for name, value in backbone.items())
 
 
+def test_only_the_weights_are_renamed(tmp_path):
+    weights = old.classifier_weights("tiny", 2)
+    old.save_classifier(tmp_path / "w.pth", weights)
+    loaded = load_from_safe(str(tmp_path / "w.pth"))
+    assert list(loaded["state_dict"]["head.fc.weight"].shape) == [2, 512]
+    assert "model" not in loaded and loaded["epoch"] == 299
+    torch.save(weights, tmp_path / "w.pth")
+    assert list(load_from_safe(str(tmp_path / "w.pth"))) == ["state_dict"]
+
+
 def test_a_part_is_still_loaded_where_torch_is_told_so():
     backbone, other = CrossFormer(NANO_ARCH), CrossFormer(NANO_ARCH)
     part = {n: v for n, v in backbone.state_dict().items() if n.startswith("patch_embed.")}
