@@ -28,6 +28,18 @@ def tool_main(monkeypatch, tool: Path, *arguments: object) -> None:
     names["main"]()
 
 
+@pytest.fixture(autouse=True)
+def forget_mmengines_instances():
+    """Let no test see the loggers, visualizers and scopes that an earlier one left behind."""
+    yield
+    from mmengine.utils import ManagerMixin
+
+    kinds = [ManagerMixin]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+        kind._instance_dict.clear()
+
+
 @pytest.fixture(scope="session")
 def toy_coco(tmp_path_factory) -> Path:
     """A COCO data set of 16 + 11 tiny images."""
