@@ -4,6 +4,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 MAX_CACHED_TABLES = 16
@@ -127,8 +128,47 @@ def crop_table(table: Tensor, height: int, width: int) -> Tensor:
 
 def expand_table(table: Tensor) -> Tensor:
     """Look up every pair of tokens: (2h - 1, 2w - 1, heads) -> (heads, h * w, h * w)."""
+    return expand_rows(table, range((table.shape[0] + 1) // 2))
+
+
+def expand_rows(table: Tensor, rows: range) -> Tensor:
+    """Look up the pairs whose query is in some rows of the group.
+
+    Args:
+        table: (2h - 1, 2w - 1, heads).
+        rows: Rows of query tokens, within 0 to h - 1.
+
+    Returns:
+        (heads, len(rows) * w, h * w).
+    """
     height, width = (table.shape[0] + 1) // 2, (table.shape[1] + 1) // 2
     # windows[yi, xi, head, a, b] = table[yi + a, xi + b, head], and a = height - 1 - yj
-    windows = table.unfold(0, height, 1).unfold(1, width, 1)
+    windows = table.unfold(0, height, 1).unfold(1, width, 1)[rows.start : rows.stop]
     bias = windows.flip(-2, -1).permute(2, 0, 1, 3, 4)
-    return bias.reshape(-1, height * width, height * width)
+    return bias.reshape(-1, len(rows) * width, height * width)
+
+
+def sum_rows(bias: Tensor, rows: range, into: Tensor) -> None:
+    """Undo :func:`expand_rows` for gradients: add every value to the entry it was looked up from.
+
+    Args:
+        bias: (heads, len(rows) * w, h * w).
+        rows: As for :func:`expand_rows`.
+        into: (2h - 1, 2w - 1, heads), changed in place.
+    """
+    height, width = (into.shape[0] + 1) // 2, (into.shape[1] + 1) // 2
+    # (heads, yi, a, xi, b) with a = height - 1 - yj and b = width - 1 - xj
+    windows = bias.view(-1, len(rows), width, height, width).flip(-2, -1).transpose(2, 3)
+    columns = _sum_shifted(windows)  # (heads, yi, a, column of the table)
+    entries = _sum_shifted(columns.permute(0, 3, 1, 2))  # (heads, column, row)
+    into[rows.start : rows.start + entries.shape[-1]] += entries.permute(2, 1, 0)
+
+
+def _sum_shifted(x: Tensor) -> Tensor:
+    """(..., n, m) -> (..., n + m - 1): sum with row i moved i places to the right.
+
+    Rows that are n zeros longer, cut anew one place shorter, each begin one place later.
+    """
+    n, m = x.shape[-2:]
+    flat = F.pad(x, (0, n)).flatten(-2)
+    return flat[..., : n * (n + m - 1)].unflatten(-1, (n, n + m - 1)).sum(dim=-2)
