@@ -138,7 +138,7 @@ class OperationCounter(FlopCounterMode):
         for module in model.modules():
             if isinstance(module, GroupedAttention):
                 module.attention_path = "plain"
-                module.register_forward_pre_hook(self._add_padding)
+                module.register_forward_pre_hook(self._note_padding)
             for kind, operations in OPERATIONS_PER_ELEMENT.items():
                 if isinstance(module, kind):
                     module.register_forward_hook(self._add_elementwise(operations))
@@ -146,12 +146,12 @@ class OperationCounter(FlopCounterMode):
     def take(self) -> int:
         """Return the multiply-adds since the last call."""
         # FlopCounterMode counts a multiplication and an addition as two.
-        total = self.get_total_flops() // 2 + self._elementwise + self.padding
+        total = self.get_total_flops() // 2 + self._elementwise
         since_last, self._taken = total - self._taken, total
         return since_last
 
-    def _add_padding(self, attention: GroupedAttention, inputs: tuple[Tensor, GroupPlan]) -> None:
-        """Count what the four C x C projections would do to padded tokens."""
+    def _note_padding(self, attention: GroupedAttention, inputs: tuple[Tensor, GroupPlan]) -> None:
+        """Note what the four C x C projections do to padded tokens."""
         x, plan = inputs
         height, width = plan.padded_size
         padded_tokens = height * width - plan.height * plan.width

@@ -8,6 +8,7 @@ from functools import lru_cache
 
 import pytest
 import torch
+from conftest import CPU_PATHS
 from mmengine.registry import MODELS
 from reference import reference_backbone, reference_bias, reference_groups
 from torch import Tensor, nn
@@ -90,7 +91,7 @@ CASE_IDS = [f"{family}-{mode}-{size[0]}x{size[1]}" for family, mode, size in CAS
 
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-10}
 
-every_path = pytest.mark.parametrize("path", ATTENTION_PATHS)
+every_path = pytest.mark.parametrize("path", CPU_PATHS)
 every_mode = pytest.mark.parametrize("lda_mode", LDA_MODES)
 
 
@@ -213,7 +214,7 @@ def test_gradients(family: str, lda_mode: str) -> None:
     image = random_image(68, 45, batch=2).double().requires_grad_()  # 17 x 12 to 3 x 2 tokens
     weigh(reference_of(model, state, image)).backward()
     scale = max(value.grad.abs().max().item() for value in state.values())
-    for path in ATTENTION_PATHS:
+    for path in CPU_PATHS:
         model = build(family, lda_mode, attention_path=path).double().train()
         pixels = image.detach().clone().requires_grad_()
         weigh(model(pixels)).backward()
@@ -673,7 +674,7 @@ def test_bfloat16_autocast() -> None:
     image = random_image(64, 96)
     with torch.no_grad():
         expected = model(image)
-        for path in ATTENTION_PATHS:
+        for path in CPU_PATHS:
             lower = build("small", attention_path=path)
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 maps = lower(image)
@@ -1082,7 +1083,7 @@ def test_other_numbers_of_image_channels() -> None:
         model(torch.zeros(1, 3, 32, 32))
 
 
-@pytest.mark.parametrize("path", ATTENTION_PATHS)
+@every_path
 def test_an_empty_batch_gives_empty_maps(path: str) -> None:
     model = CrossFormer(FAMILIES["small"], attention_path=path)
     shapes = [tuple(m.shape[2:]) for m in model(torch.zeros(1, 3, 64, 70))]

@@ -78,7 +78,7 @@ def test_the_published_size(config, params, flops):
     assert abs(complexity.flops / 1e9 - flops) <= tolerance * flops + rounding
 
 
-@pytest.mark.parametrize("path", ["sdpa", "plain"])
+@pytest.mark.parametrize("path", ["auto", "plain"])
 def test_the_attention_path_does_not_matter(path):
     name = "configs/segmentation/fpn_crossformer-pp-s-g14_4xb4-80k_ade20k-512x512.py"
     options = {"model.backbone.attention_path": path}

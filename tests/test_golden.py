@@ -10,7 +10,7 @@ import numpy as np
 import old_checkpoints as old
 import pytest
 import torch
-from conftest import CONFIGS
+from conftest import CONFIGS, CPU_PATHS
 from reference import reference_backbone
 from torch import Tensor, nn
 
@@ -18,7 +18,6 @@ from crossformer_mm import CrossFormer
 from crossformer_mm.conversion import convert_checkpoint
 from crossformer_mm.flops import build_model
 from crossformer_mm.launch import load_config
-from crossformer_mm.models import ATTENTION_PATHS
 from crossformer_mm.safe_load import load_file
 
 GOLDEN = Path(__file__).parents[1].parent / "shared" / "golden"
@@ -28,7 +27,7 @@ ARCHITECTURES = ("tiny", "small", "base", "large", "pp-small", "pp-base", "pp-la
 if not GOLDEN.is_dir():
     pytest.skip("the folder shared/golden is not beside the repository", allow_module_level=True)
 
-every_path = pytest.mark.parametrize("path", ATTENTION_PATHS)
+every_path = pytest.mark.parametrize("path", CPU_PATHS)
 
 
 def files(pattern: str) -> pytest.MarkDecorator:
@@ -117,7 +116,7 @@ def test_logits(file: Path, path: str) -> None:
     assert_golden(logits.numpy(), np.load(file)["logits"])
 
 
-def dense_model(meta: dict, path: str = "sdpa") -> CrossFormer:
+def dense_model(meta: dict, path: str = "auto") -> CrossFormer:
     arch = meta["arch"].removeprefix("crossformer-")
     model = CrossFormer(
         arch,

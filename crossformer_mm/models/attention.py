@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from crossformer_mm.models.chunked_attention import attend, split_heads
+from crossformer_mm.models.fused_attention import fused_attention, is_available
 from crossformer_mm.models.grouping import (
     GroupPlan,
     merge,
@@ -13,7 +14,7 @@ from crossformer_mm.models.grouping import (
 )
 from crossformer_mm.models.position_bias import DynamicPositionBias, expand_table
 
-ATTENTION_PATHS = ("sdpa", "plain")
+ATTENTION_PATHS = ("auto", "fused", "sdpa", "plain")
 
 
 class GroupedAttention(nn.Module):
@@ -22,12 +23,14 @@ class GroupedAttention(nn.Module):
     Args:
         embed_dims: Channels C.
         num_heads: Attention heads, a divisor of C.
-        attention_path: ``'sdpa'`` sorts the tokens by group, so that padding never enters, and
-            uses PyTorch's fused attention. ``'plain'`` pads, masks and multiplies matrices as the
-            paper's formula reads. Both give the same result.
+        attention_path: ``'fused'`` is a Triton kernel for NVIDIA GPUs that reads the map in place.
+            ``'sdpa'`` sorts the tokens by group, so that padding never enters, and uses PyTorch's
+            fused attention on pieces of them. ``'auto'`` takes the first of these that can run.
+            ``'plain'`` pads, masks and multiplies matrices as the paper's formula reads. All give
+            the same result.
     """
 
-    def __init__(self, embed_dims: int, num_heads: int, attention_path: str = "sdpa") -> None:
+    def __init__(self, embed_dims: int, num_heads: int, attention_path: str = "auto") -> None:
         super().__init__()
         self.num_heads = num_heads
         self.attention_path = attention_path
@@ -35,12 +38,37 @@ class GroupedAttention(nn.Module):
         self.proj = nn.Linear(embed_dims, embed_dims)
         self.pos = DynamicPositionBias(embed_dims, num_heads)
 
+    def path_for(self, device: torch.device, dtype: torch.dtype) -> str:
+        """Say which path runs for queries of this type: ``'fused'``, ``'sdpa'`` or ``'plain'``.
+
+        Raises:
+            RuntimeError: If the fused path is asked for where it cannot run.
+        """
+        if self.attention_path not in ("auto", "fused"):
+            return self.attention_path
+        if is_available(device, self.proj.in_features // self.num_heads, dtype):
+            return "fused"
+        if self.attention_path == "fused":
+            raise RuntimeError(
+                f"attention_path='fused' cannot run for {dtype} on {device}: it needs Triton, a "
+                "GPU of compute capability 8.0, and heads of 16, 32 or 64 channels; use 'auto'"
+            )
+        return "sdpa"
+
     def forward(self, x: Tensor, plan: GroupPlan) -> Tensor:
         """Attend within the groups of ``plan``: (B, H, W, C) -> (B, H, W, C)."""
         table = self.pos.table(plan.group_height, plan.group_width)
-        if self.attention_path == "plain":
-            return self.proj(plain_attention(self.qkv(x), table, plan, self.num_heads))
-        return self._sorted_attention(x, table, plan)
+        path = self.path_for(x.device, _linear_dtype(x))
+        if path == "plain":
+            return self._padded_attention(x, table, plan)
+        if path == "sdpa":
+            return self._sorted_attention(x, table, plan)
+        return self.proj(fused_attention(self.qkv(x), table, plan, self.num_heads))
+
+    def _padded_attention(self, x: Tensor, table: Tensor, plan: GroupPlan) -> Tensor:
+        qkv = self.qkv(partition(x, plan))
+        real = real_tokens(plan, x.device)
+        return merge(self.proj(attend_padded(qkv, table, real, self.num_heads)), plan)
 
     def _sorted_attention(self, x: Tensor, table: Tensor, plan: GroupPlan) -> Tensor:
         order, inverse, runs = order_tokens(plan)
@@ -49,6 +77,13 @@ class GroupedAttention(nn.Module):
         qkv = self.qkv(Permute.apply(x.flatten(1, 2), order, inverse))
         output = self.proj(attend(qkv, table, runs, self.num_heads))
         return Permute.apply(output, inverse, order).view_as(x)
+
+
+def _linear_dtype(x: Tensor) -> torch.dtype:
+    """The type that linear layers give for ``x``, autocast considered."""
+    if torch.is_autocast_enabled() and x.is_cuda:
+        return torch.get_autocast_gpu_dtype()
+    return x.dtype
 
 
 def plain_attention(qkv: Tensor, table: Tensor, plan: GroupPlan, num_heads: int) -> Tensor:
@@ -63,14 +98,29 @@ def plain_attention(qkv: Tensor, table: Tensor, plan: GroupPlan, num_heads: int)
     Returns:
         (B, H, W, C).
     """
-    q, k, v = split_heads(partition(qkv, plan), num_heads)
+    groups = partition(qkv, plan)
+    return merge(attend_padded(groups, table, real_tokens(plan, qkv.device), num_heads), plan)
+
+
+def attend_padded(qkv: Tensor, table: Tensor, real: Tensor | None, num_heads: int) -> Tensor:
+    """Attention in padded groups: multiply, add the bias, mask, softmax, multiply.
+
+    Args:
+        qkv: (B, groups, tokens, 3 * C).
+        table: (2 * group height - 1, 2 * group width - 1, heads).
+        real: (groups, tokens) of bool, False where a token is padding; None: nowhere.
+        num_heads: Attention heads.
+
+    Returns:
+        (B, groups, tokens, C).
+    """
+    q, k, v = split_heads(qkv, num_heads)
     logits = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
     logits = logits + expand_table(table).to(logits.dtype)
-    real = real_tokens(plan, qkv.device)
     if real is not None:
         logits = logits.masked_fill(~real[:, None, None, :], torch.finfo(logits.dtype).min)
     output = logits.softmax(dim=-1).to(v.dtype) @ v
-    return merge(output.transpose(2, 3).flatten(3), plan)
+    return output.transpose(2, 3).flatten(3)
 
 
 class Permute(torch.autograd.Function):

@@ -75,7 +75,7 @@ class CrossFormerBlock(nn.Module):
         long_distance: bool,
         amplitude_cooling: bool = False,
         drop_path_rate: float = 0.0,
-        attention_path: str = "sdpa",
+        attention_path: str = "auto",
     ) -> None:
         super().__init__()
         self.group_size = group_size

@@ -105,7 +105,8 @@ class CrossFormer(BaseModule):
         frozen_stages: 0 freezes the stem, n the stem and the first n stages, with the embedding
             layers after them. -1: none.
         with_cp: Recompute each block in the backward pass to save memory.
-        attention_path: ``'sdpa'`` (fast) or ``'plain'`` (explicit matrix products).
+        attention_path: ``'auto'``, ``'fused'``, ``'sdpa'`` or ``'plain'``; see
+            :class:`GroupedAttention`. All give the same result.
         init_cfg: ``dict(type='Pretrained', checkpoint=FILE)`` loads a checkpoint and raises if it
             does not fit; see :func:`crossformer_mm.checkpoint.load_backbone`.
 
@@ -130,7 +131,7 @@ class CrossFormer(BaseModule):
         drop_path_rate: float | None = None,
         frozen_stages: int = -1,
         with_cp: bool = False,
-        attention_path: str = "sdpa",
+        attention_path: str = "auto",
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
