@@ -10,7 +10,6 @@ from importlib.util import find_spec
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from crossformer_mm.models.grouping import GroupPlan
 
@@ -158,6 +157,8 @@ def _backward_flops(
 
 
 if hasattr(torch.library, "custom_op"):
+    from torch.utils.flop_counter import register_flop_formula
+
     grouped_attention = torch.library.custom_op(
         "crossformer_mm::grouped_attention", _forward, mutates_args=()
     )

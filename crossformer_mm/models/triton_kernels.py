@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from crossformer_mm.models.grouping import GroupPlan
+from crossformer_mm.models.position_bias import crop_table
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 # What the gradients of the bias of single pairs may take before they are added up by offset.
@@ -463,6 +464,7 @@ def launch_forward(
     """
     output = qkv.new_empty(*qkv.shape[:3], qkv.shape[3] // 3)
     logsumexp = qkv.new_empty(*qkv.shape[:3], num_heads, dtype=torch.float32)
+    plan, table = _crop_to_map(plan, table)
     sizes, num_groups, tokens = _sizes(qkv, plan, num_heads)
     tile = choose_tile(tokens, qkv.dtype)
     constants = _constants(output, num_heads, tile)
@@ -503,7 +505,10 @@ def launch_backward(
     Returns:
         Tensors shaped like ``qkv`` and ``table``.
     """
-    grad_qkv, grad_table = torch.empty_like(qkv), torch.zeros_like(table)
+    grad_qkv, grad_whole_table = torch.empty_like(qkv), torch.zeros_like(table)
+    plan, table = _crop_to_map(plan, table)
+    is_whole = table.shape == grad_whole_table.shape
+    grad_table = grad_whole_table if is_whole else table.new_zeros(table.shape)
     table = _logit_table(table)
     if plan.group_height * plan.group_width <= ONE_TILE_TOKENS:
         tensors = (grad_output, qkv, table, logsumexp, grad_qkv)
@@ -514,7 +519,9 @@ def launch_backward(
         _grad_qkv(*tensors, plan, num_heads)
         tensors = (grad_output, qkv, table, logsumexp, delta)
         _grad_table(*tensors, grad_table, plan, num_heads)
-    return grad_qkv, grad_table
+    if not is_whole:
+        crop_table(grad_whole_table, plan.group_height, plan.group_width).copy_(grad_table)
+    return grad_qkv, grad_whole_table
 
 
 def _one_tile_backward(
@@ -565,6 +572,14 @@ def _grad_table(grad_output, qkv, table, logsumexp, delta, grad_table, plan, num
         work = (num_groups, slices, first, last)
         _launch(_grad_bias_kernel, tiles * slices, *tensors, *sizes, *work, **constants)
         _add_offsets(partial, grad_table, plan, first, last)
+
+
+def _crop_to_map(plan: GroupPlan, table: Tensor) -> tuple[GroupPlan, Tensor]:
+    """Leave out the members of a group that no map of this size has, to have smaller tiles."""
+    rows = min(plan.group_height, max(1, triton.cdiv(plan.height, plan.interval)))
+    columns = min(plan.group_width, max(1, triton.cdiv(plan.width, plan.interval)))
+    plan = plan._replace(group_height=rows, group_width=columns)
+    return plan, crop_table(table, rows, columns)
 
 
 def _add_offsets(

@@ -1,0 +1,1 @@
+"""Speed and memory of the models: what ``tools/benchmark.py`` measures, and how."""
