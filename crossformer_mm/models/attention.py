@@ -12,6 +12,7 @@ from crossformer_mm.models.grouping import (
     partition,
     real_tokens,
 )
+from crossformer_mm.models.linear import linear
 from crossformer_mm.models.position_bias import DynamicPositionBias, expand_table
 
 ATTENTION_PATHS = ("auto", "fused", "sdpa", "plain")
@@ -74,8 +75,8 @@ class GroupedAttention(nn.Module):
         order, inverse, runs = order_tokens(plan)
         order = torch.as_tensor(order, device=x.device)
         inverse = torch.as_tensor(inverse, device=x.device)
-        qkv = self.qkv(Permute.apply(x.flatten(1, 2), order, inverse))
-        output = self.proj(attend(qkv, table, runs, self.num_heads))
+        qkv = linear(self.qkv, Permute.apply(x.flatten(1, 2), order, inverse))
+        output = linear(self.proj, attend(qkv, table, runs, self.num_heads))
         return Permute.apply(output, inverse, order).view_as(x)
 
 

@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from crossformer_mm.models.attention import GroupedAttention
 from crossformer_mm.models.grouping import plan_groups
+from crossformer_mm.models.linear import linear
 
 
 class DropPath(nn.Module):
@@ -35,17 +36,21 @@ class Mlp(nn.Module):
     Args:
         embed_dims: Channels in and out.
         hidden: Channels between.
+        plain: Whether to compute one after the other also where they can be fused.
     """
 
-    def __init__(self, embed_dims: int, hidden: int) -> None:
+    def __init__(self, embed_dims: int, hidden: int, plain: bool = False) -> None:
         super().__init__()
+        self.plain = plain
         self.fc1 = nn.Linear(embed_dims, hidden)
         self.act = nn.GELU()
         self.fc2 = nn.Linear(hidden, embed_dims)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C)."""
-        return self.fc2(self.act(self.fc1(x)))
+        if self.plain:
+            return self.fc2(self.act(self.fc1(x)))
+        return linear(self.fc2, linear(self.fc1, x, gelu=True))
 
 
 class CrossFormerBlock(nn.Module):
@@ -85,7 +90,8 @@ class CrossFormerBlock(nn.Module):
         self.norm1 = nn.LayerNorm(embed_dims)
         self.attn = GroupedAttention(embed_dims, num_heads, attention_path)
         self.norm2 = nn.LayerNorm(embed_dims)
-        self.mlp = Mlp(embed_dims, embed_dims * self.mlp_ratio)
+        plain = attention_path == "plain"
+        self.mlp = Mlp(embed_dims, embed_dims * self.mlp_ratio, plain)
         self.drop_path = DropPath(drop_path_rate)
         self.amplitude_cooling = amplitude_cooling
         if amplitude_cooling:

@@ -18,7 +18,9 @@ from crossformer_mm.models.position_bias import crop_table, expand_rows, sum_row
 
 # Numbers of scores; chosen with tools/benchmark.py, see docs/performance.md.
 FORWARD_BIAS_ENTRIES = 2**22
+FORWARD_SCORES = 2**18
 BACKWARD_SCORES = 2**19
+SMALL_GROUP = 64  # tokens
 
 
 def attend(qkv: Tensor, table: Tensor, runs: Sequence[EqualGroups], num_heads: int) -> Tensor:
@@ -71,10 +73,42 @@ def _split(runs: Sequence[EqualGroups]) -> Iterator[tuple[EqualGroups, slice]]:
 
 
 def _attend_in_run(qkv: Tensor, table: Tensor, groups: EqualGroups, num_heads: int) -> Tensor:
-    batch, tokens, channels = qkv.shape
-    grouped = qkv.reshape(batch * groups.count, groups.height * groups.width, channels)
-    q, k, v = split_heads(grouped, num_heads)
     table = crop_table(table, groups.height, groups.width)
+    batch, tokens, channels = qkv.shape
+    size = groups.height * groups.width
+    grouped = qkv.reshape(batch * groups.count, size, channels)
+    if qkv.device.type == "cpu" and size <= SMALL_GROUP:
+        output = _attend_in_small_groups(grouped, table, num_heads)
+    else:
+        output = _attend_in_large_groups(grouped, table, groups, num_heads)
+    return output.reshape(batch, tokens, channels // 3)
+
+
+def _attend_in_small_groups(qkv: Tensor, table: Tensor, num_heads: int) -> Tensor:
+    """Multiply matrices of many groups at a time, as few as the cache holds.
+
+    The fused kernel does one group after another, which is slower for a few dozen tokens.
+    """
+    count, size, channels = qkv.shape
+    head_dims = channels // (3 * num_heads)
+    qkv = qkv.view(count, size, 3, num_heads, head_dims)
+    bias = expand_rows(table, range((table.shape[0] + 1) // 2)).to(qkv.dtype)
+    output = qkv.new_empty(count, size, num_heads, head_dims)
+    at_once = max(1, FORWARD_SCORES // bias.numel())
+    repeated = bias.repeat(min(at_once, count), 1, 1)
+    for first in range(0, count, at_once):
+        some = slice(first, min(first + at_once, count))
+        q, k, v = _by_head(qkv[some], qkv.dtype)
+        logits = torch.baddbmm(repeated[: len(q)], q, k.mT, alpha=head_dims**-0.5)
+        attended = logits.softmax(dim=-1) @ v
+        output[some] = attended.view(-1, num_heads, size, head_dims).transpose(1, 2)
+    return output
+
+
+def _attend_in_large_groups(
+    qkv: Tensor, table: Tensor, groups: EqualGroups, num_heads: int
+) -> Tensor:
+    q, k, v = split_heads(qkv, num_heads)
     parts = [
         # A bias wider than q is silently wrong in some of PyTorch's fused kernels.
         F.scaled_dot_product_attention(
@@ -83,7 +117,7 @@ def _attend_in_run(qkv: Tensor, table: Tensor, groups: EqualGroups, num_heads: i
         for rows, queries in _split_queries(groups, num_heads, FORWARD_BIAS_ENTRIES)
     ]
     output = torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
-    return output.transpose(1, 2).reshape(batch, tokens, channels // 3)
+    return output.transpose(1, 2)
 
 
 def split_heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -45,7 +45,8 @@ class CrossScaleStem(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, ceil(H / 4), ceil(W / 4), D)."""
-        image = pad_to_multiple(image, self.stride)
+        # The tokens come out with their channels last, and need no copy.
+        image = pad_to_multiple(image, self.stride).contiguous(memory_format=torch.channels_last)
         tokens = torch.cat([conv(image) for conv in self.projs], dim=1)
         return self.norm(tokens.permute(0, 2, 3, 1))
 

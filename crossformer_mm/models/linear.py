@@ -1,0 +1,36 @@
+"""Linear layers that use oneDNN's fused kernels where PyTorch does not by itself."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from crossformer_mm.models.position_bias import is_traced
+
+# torch.compile's own CPU code calls this operator; in eager mode nothing does.
+_FUSED = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+
+
+def linear(layer: nn.Linear, x: Tensor, gelu: bool = False) -> Tensor:
+    """Apply a linear layer, and GELU to its result if ``gelu``: (..., C) -> (..., D).
+
+    Without gradients, on a CPU and in float32, oneDNN computes both at once.
+    """
+    if _can_fuse(layer, x):
+        return _FUSED(x, layer.weight, layer.bias, "gelu" if gelu else "none", [], "none")
+    output = layer(x)
+    return F.gelu(output) if gelu else output
+
+
+def _can_fuse(layer: nn.Linear, x: Tensor) -> bool:
+    if _FUSED is None or not torch.backends.mkldnn.is_available():
+        return False
+    on_cpu = x.device.type == "cpu" and not torch.is_autocast_cpu_enabled() and x.numel() > 0
+    same_type = x.dtype == layer.weight.dtype == torch.float32
+    needs_grad = torch.is_grad_enabled() and (x.requires_grad or layer.weight.requires_grad)
+    return on_cpu and same_type and not needs_grad and _is_ordinary(layer, x)
+
+
+def _is_ordinary(layer: nn.Linear, x: Tensor) -> bool:
+    """Whether no one watches or replaces the layer's own computation."""
+    watched = layer._forward_hooks or layer._forward_pre_hooks
+    return type(layer) is nn.Linear and not (watched or is_traced(x) or torch.jit.is_tracing())
