@@ -20,8 +20,10 @@ PLANS = {
 
 
 def small_pieces(monkeypatch: pytest.MonkeyPatch, entries: int) -> None:
-    monkeypatch.setattr(chunked_attention, "FORWARD_BIAS_ENTRIES", entries)
-    monkeypatch.setattr(chunked_attention, "BACKWARD_SCORES", entries)
+    limits = [name for name in vars(chunked_attention) if name.endswith(("_ENTRIES", "_SCORES"))]
+    assert len(limits) == 4
+    for name in limits:
+        monkeypatch.setattr(chunked_attention, name, entries)
 
 
 def outputs_and_gradients(layer: GroupedAttention, x: Tensor, plan: GroupPlan) -> list[Tensor]:
@@ -32,17 +34,22 @@ def outputs_and_gradients(layer: GroupedAttention, x: Tensor, plan: GroupPlan) -
     return [y.detach(), *gradients]
 
 
+@pytest.mark.parametrize("small", [0, 64], ids=["as large groups", "as small groups"])
 @pytest.mark.parametrize("entries", [1, 200, 2**22], ids=["rows", "some", "all"])
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
-def test_pieces_give_the_values_and_gradients_of_the_formula(monkeypatch, plan, entries):
+def test_pieces_give_the_values_and_gradients_of_the_formula(monkeypatch, plan, entries, small):
     torch.manual_seed(0)
     small_pieces(monkeypatch, entries)
+    monkeypatch.setattr(chunked_attention, "SMALL_GROUP", small)
     layer = GroupedAttention(32, 2, "sdpa").double()
     x = torch.randn(3, plan.height, plan.width, 32, dtype=torch.double)
     found = outputs_and_gradients(layer, x, plan)
     layer.attention_path = "plain"
     for actual, expected in zip(found, outputs_and_gradients(layer, x, plan), strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-11)
+    with torch.no_grad():
+        layer.attention_path = "sdpa"
+        torch.testing.assert_close(layer(x, plan), found[0], rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

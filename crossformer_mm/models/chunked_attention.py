@@ -19,7 +19,8 @@ from crossformer_mm.models.position_bias import crop_table, expand_rows, sum_row
 # Numbers of scores; chosen with tools/benchmark.py, see docs/performance.md.
 FORWARD_BIAS_ENTRIES = 2**22
 FORWARD_SCORES = 2**18
-BACKWARD_SCORES = 2**19
+BACKWARD_SCORES = 2**21
+BACKWARD_BIAS_ENTRIES = 2**19
 SMALL_GROUP = 64  # tokens
 
 
@@ -175,7 +176,7 @@ def _backward_in_run(
     (d_out,) = _by_head(grad.reshape(count, size, 1, num_heads, head_dims), table.dtype)
     gradients = torch.zeros(3, *q.shape, dtype=q.dtype, device=q.device)
     dq, dk, dv = gradients
-    for rows, queries in _split_queries(groups, num_heads, BACKWARD_SCORES):
+    for rows, queries in _split_queries(groups, num_heads, BACKWARD_BIAS_ENTRIES):
         bias = expand_rows(table, rows)
         d_bias = torch.zeros_like(bias)
         at_once = max(1, BACKWARD_SCORES // bias.numel())
