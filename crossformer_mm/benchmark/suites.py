@@ -10,7 +10,7 @@ SUITES = {
         "--batch 8",
         f"{DENSE} --batch 1 --lda-mode fixed_interval",
         "--mode train --batch 4",
-        "--shape 512 512 --batch 1",
+        "--mode train --shape 512 512 --batch 1",
         f"{DENSE} --batch 1 --mode train",
         f"{DENSE} --batch 1 --mode train --with-cp",
     ),

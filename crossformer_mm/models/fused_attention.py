@@ -7,10 +7,12 @@ whether the operator can run.
 
 import os
 from importlib.util import find_spec
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
+from crossformer_mm.import_hooks import when_imported
 from crossformer_mm.models.grouping import GroupPlan
 
 HEAD_DIMS = (16, 32, 64)
@@ -156,9 +158,13 @@ def _backward_flops(
     return 5 * _forward_flops(qkv_shape, table_shape, *settings) // 2
 
 
-if hasattr(torch.library, "custom_op"):
-    from torch.utils.flop_counter import register_flop_formula
+def _register_flop_formulas(flop_counter: ModuleType) -> None:
+    ops = torch.ops.crossformer_mm
+    flop_counter.register_flop_formula(ops.grouped_attention)(_forward_flops)
+    flop_counter.register_flop_formula(ops.grouped_attention_backward)(_backward_flops)
 
+
+if hasattr(torch.library, "custom_op"):
     grouped_attention = torch.library.custom_op(
         "crossformer_mm::grouped_attention", _forward, mutates_args=()
     )
@@ -168,5 +174,5 @@ if hasattr(torch.library, "custom_op"):
     grouped_attention.register_fake(_forward_fake)
     grouped_attention_backward.register_fake(_backward_fake)
     grouped_attention.register_autograd(_call_backward, setup_context=_save_for_backward)
-    register_flop_formula(torch.ops.crossformer_mm.grouped_attention)(_forward_flops)
-    register_flop_formula(torch.ops.crossformer_mm.grouped_attention_backward)(_backward_flops)
+    # That module imports Triton, which takes time and memory.
+    when_imported("torch.utils.flop_counter", _register_flop_formulas)

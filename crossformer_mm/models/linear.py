@@ -1,9 +1,13 @@
 """Linear layers that use oneDNN's fused kernels where PyTorch does not by itself."""
 
+import math
+from types import ModuleType
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from crossformer_mm.import_hooks import when_imported
 from crossformer_mm.models.position_bias import is_traced
 
 # torch.compile's own CPU code calls this operator; in eager mode nothing does.
@@ -34,3 +38,19 @@ def _is_ordinary(layer: nn.Linear, x: Tensor) -> bool:
     """Whether no one watches or replaces the layer's own computation."""
     watched = layer._forward_hooks or layer._forward_pre_hooks
     return type(layer) is nn.Linear and not (watched or is_traced(x) or torch.jit.is_tracing())
+
+
+def _register_flop_formula(flop_counter: ModuleType) -> None:
+    """Let PyTorch's FLOP counter see the fused operator, which it does not know."""
+
+    def count(x_shape: tuple, weight_shape: tuple, *rest: object, **named: object) -> int:
+        outputs, channels = weight_shape
+        return 2 * outputs * math.prod(x_shape[:-1]) * channels
+
+    # torch 2.1 takes no formulas.
+    known = getattr(flop_counter, "flop_registry", None)
+    if _FUSED is not None and known is not None and _FUSED not in known:
+        flop_counter.register_flop_formula(_FUSED)(count)
+
+
+when_imported("torch.utils.flop_counter", _register_flop_formula)
