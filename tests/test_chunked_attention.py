@@ -54,6 +54,8 @@ def test_pieces_give_the_values_and_gradients_of_the_formula(monkeypatch, plan, 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_as_close_as_it_can_be(dtype):
+    if dtype is torch.float16 and torch.__version__ < "2.2":
+        pytest.skip("torch 2.1 multiplies no float16 matrices on a CPU")
     torch.manual_seed(0)
     plan = PLANS["ragged interval"]
     qkv = torch.randn(2, plan.height, plan.width, 3 * 32, dtype=torch.double)
@@ -125,7 +127,7 @@ class LargestTensor(torch.utils._python_dispatch.TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        for value in torch.utils._pytree.tree_leaves(result):
+        for value in torch.utils._pytree.tree_flatten(result)[0]:
             if isinstance(value, Tensor):
                 self.entries = max(self.entries, value.untyped_storage().nbytes() // 4)
         return result

@@ -26,18 +26,15 @@ def linear(layer: nn.Linear, x: Tensor, gelu: bool = False) -> Tensor:
 
 
 def _can_fuse(layer: nn.Linear, x: Tensor) -> bool:
-    if _FUSED is None or not torch.backends.mkldnn.is_available():
+    # First: compilers cannot follow the other questions.
+    if is_traced(x) or torch.jit.is_tracing() or _FUSED is None:
         return False
     on_cpu = x.device.type == "cpu" and not torch.is_autocast_cpu_enabled() and x.numel() > 0
     same_type = x.dtype == layer.weight.dtype == torch.float32
     needs_grad = torch.is_grad_enabled() and (x.requires_grad or layer.weight.requires_grad)
-    return on_cpu and same_type and not needs_grad and _is_ordinary(layer, x)
-
-
-def _is_ordinary(layer: nn.Linear, x: Tensor) -> bool:
-    """Whether no one watches or replaces the layer's own computation."""
-    watched = layer._forward_hooks or layer._forward_pre_hooks
-    return type(layer) is nn.Linear and not (watched or is_traced(x) or torch.jit.is_tracing())
+    # Whoever watches or replaces the layer's own computation gets it.
+    own = type(layer) is nn.Linear and not (layer._forward_hooks or layer._forward_pre_hooks)
+    return on_cpu and same_type and not needs_grad and own and torch.backends.mkldnn.is_available()
 
 
 def _register_flop_formula(flop_counter: ModuleType) -> None:
