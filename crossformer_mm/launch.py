@@ -13,9 +13,11 @@ import torch
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.logging import print_log
 from mmengine.runner import Runner
+from torch import nn
 
 from crossformer_mm.data_paths import find_missing_data, move_paths
 from crossformer_mm.hooks import CheckpointMatchHook
+from crossformer_mm.models import GroupedAttention
 from crossformer_mm.requirements import HOW_TO_INSTALL
 from crossformer_mm.runner import DataCheckingRunner
 from crossformer_mm.safe_load import CheckpointError
@@ -110,6 +112,7 @@ def build_runner(cfg: Config, launcher: str, all_weights_needed: bool) -> Runner
     runner = DataCheckingRunner.from_cfg(cfg)
     runner.register_hook(CheckpointMatchHook(all_weights_needed, cfg.get("resume", False)))
     print_log(f"Running on {_describe_devices(launcher)}", logger="current")
+    print_log(f"Attention path: {_describe_attention(runner.model)}", logger="current")
     for line in replaced:
         print_log(line, logger="current")
     return runner
@@ -188,6 +191,14 @@ def _describe_devices(launcher: str) -> str:
     if torch.cuda.is_available():
         return f"{count} GPU process(es), {torch.cuda.get_device_name()}"
     return f"{count} CPU process(es): no GPU was found"
+
+
+def _describe_attention(model: nn.Module) -> str:
+    """Name the path that the backbone's attention takes on the model's device."""
+    attention = next((m for m in model.modules() if isinstance(m, GroupedAttention)), None)
+    if attention is None:
+        return "not CrossFormer's"
+    return attention.path_for(attention.qkv.weight.device, attention.qkv.weight.dtype)
 
 
 def check_amp() -> None:

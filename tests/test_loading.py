@@ -163,6 +163,7 @@ def test_an_old_detector_is_tested_as_it_is(toy_coco, run_tool, tmp_path):
     )
     own = len(weights)
     assert f"took {own} weights; dropped by rule: " in result.stdout
+    assert f"Attention path: {'fused' if torch.cuda.is_available() else 'sdpa'}" in result.stdout
     assert f"Checkpoint: {own} of the model's {own} weights match" in result.stdout
 
 
