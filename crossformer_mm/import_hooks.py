@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 
@@ -15,7 +15,7 @@ def when_imported(name: str, function: Callable[[ModuleType], None]) -> None:
 
 
 class _WaitingFinder:
-    """Finds one module as Python itself does, and has the function called after it has run."""
+    """Finds one module as the other finders do, and has the function called after it has run."""
 
     def __init__(self, name: str, function: Callable[[ModuleType], None]) -> None:
         self.name = name
@@ -27,7 +27,9 @@ class _WaitingFinder:
         if name != self.name:
             return None
         sys.meta_path.remove(self)
-        spec = PathFinder.find_spec(name, path, target)
+        # Others may wait for the same module.
+        found = (finder.find_spec(name, path, target) for finder in list(sys.meta_path))
+        spec = next((spec for spec in found if spec is not None), None)
         if spec is not None:
             execute = spec.loader.exec_module
 
