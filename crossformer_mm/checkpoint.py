@@ -75,6 +75,14 @@ def find_state_dict(checkpoint: Mapping) -> Mapping:
     return checkpoint
 
 
+def entries_beside_weights(checkpoint: Mapping) -> dict:
+    """What a checkpoint holds besides its state dict; nothing if it is one."""
+    state_dict = find_state_dict(checkpoint)
+    if state_dict is checkpoint:
+        return {}
+    return {key: value for key, value in checkpoint.items() if value is not state_dict}
+
+
 def extract_state_dict(checkpoint: object, filename: str | Path) -> dict[str, Tensor]:
     """Find the weights in a checkpoint, names without the ``module.`` of data parallel training.
 

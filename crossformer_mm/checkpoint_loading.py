@@ -15,6 +15,7 @@ from mmengine.logging import print_log
 from crossformer_mm.checkpoint import (
     MUST_FIT,
     PREFIX,
+    entries_beside_weights,
     extract_state_dict,
     find_state_dict,
     library_layout,
@@ -62,11 +63,8 @@ def load_from_safe(filename: str, map_location: str | torch.device | None = None
             f"{contents.describe_dropped()}",
             logger="current",
         )
-    # A state dict without anything around it has no rest.
-    entries = () if state_dict is checkpoint else checkpoint.items()
-    rest = {key: value for key, value in entries if value is not state_dict}
     metadata = getattr(state_dict, "_metadata", {})
-    return {**rest, "state_dict": _must_fit(weights, metadata)}
+    return {**entries_beside_weights(checkpoint), "state_dict": _must_fit(weights, metadata)}
 
 
 def _without_program(checkpoint: Mapping) -> dict:

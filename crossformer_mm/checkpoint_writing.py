@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from crossformer_mm.safe_load import CheckpointError
+from crossformer_mm.whole_files import replace_when_complete
 
 
 def check_destination(source: Path, destination: Path) -> None:
@@ -37,17 +38,12 @@ def write_checkpoint(path: Path, weights: Mapping[str, Tensor], meta: Mapping) -
         CheckpointError: If it cannot be written, as on a full disk. Nothing is left behind.
     """
     weights = own_memory(weights)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    write = _write_safetensors if path.suffix == ".safetensors" else _write_pth
     try:
-        if path.suffix == ".safetensors":
-            _write_safetensors(temporary, weights, meta)
-        else:
-            _write_pth(temporary, weights, meta)
-        os.replace(temporary, path)
+        with replace_when_complete(path) as temporary:
+            write(temporary, weights, meta)
     except Exception as error:
         raise CheckpointError(f"{path} cannot be written: {_find_reason(error)}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def own_memory(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from crossformer_mm.checkpoint import (
     PREFIX,
     Contents,
     check_backbone,
+    entries_beside_weights,
     extract_state_dict,
     find_state_dict,
     library_layout,
@@ -91,7 +92,7 @@ def convert_checkpoint(
         f"{source}: a {target.kind}, architecture {name}",
         f"matched: all {len(weights)} weights{unchanged}",
         f"dropped by rule: {contents.describe_dropped()}",
-        f"not carried over: {_describe_rest(checkpoint)}",
+        f"not carried over: {', '.join(entries_beside_weights(checkpoint)) or 'nothing'}",
         f"wrote {destination}",
     ]
 
@@ -189,11 +190,3 @@ def _dataset_meta(checkpoint: Mapping) -> dict:
         return {}
     # Both file formats get what JSON can hold: lists for tuples and arrays.
     return {"dataset_meta": json.loads(json.dumps(found, default=lambda array: array.tolist()))}
-
-
-def _describe_rest(checkpoint: Mapping) -> str:
-    """Name the entries beside the weights."""
-    weights = find_state_dict(checkpoint)
-    if weights is checkpoint:
-        return "nothing"
-    return ", ".join(key for key, value in checkpoint.items() if value is not weights) or "nothing"

@@ -33,6 +33,11 @@ def fail(message: str) -> NoReturn:
 def add_config_arguments(parser: ArgumentParser) -> None:
     """Add what every tool takes that reads a config."""
     parser.add_argument("config", help="config file")
+    add_cfg_options(parser)
+
+
+def add_cfg_options(parser: ArgumentParser) -> None:
+    """Add the option that overrides config entries, to a parser or a group of one."""
     parser.add_argument(
         "--cfg-options",
         nargs="+",

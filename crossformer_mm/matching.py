@@ -50,17 +50,13 @@ def find_architecture(backbone: Mapping[str, Tensor]) -> tuple[str | None, bool]
         The name, or None if there is no stem of any architecture, and whether it fits exactly.
     """
     stem = backbone.get("patch_embed.norm.weight")
-    names = [n for n, arch in ARCH_ZOO.items() if stem is not None and fits_stem(arch, stem)]
+    shape = None if stem is None else tuple(stem.shape)
+    names = [name for name, arch in ARCH_ZOO.items() if shape == (arch["embed_dims"],)]
     if not names:
         return None, False
     found = shapes_of(backbone)
     name = max(names, key=lambda name: _count_shared(found, backbone_shapes(name)))
     return name, found == backbone_shapes(name, final_norm="norm.weight" in found)
-
-
-def fits_stem(arch: Mapping, stem: Tensor) -> bool:
-    """Whether the stem's norm has as many channels as the architecture."""
-    return tuple(stem.shape) == (arch["embed_dims"],)
 
 
 def _count_shared(found: Shapes, expected: Shapes) -> int:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from mmengine.config import DictAction
 
 from crossformer_mm.benchmark.case import (
     BASELINE,
@@ -21,7 +20,7 @@ from crossformer_mm.benchmark.case import (
 from crossformer_mm.benchmark.models import SWIN_BUILDERS, read_config
 from crossformer_mm.benchmark.suites import SUITES
 from crossformer_mm.flops import DEFAULT_SHAPES
-from crossformer_mm.launch import check_data, fail, require
+from crossformer_mm.launch import add_cfg_options, check_data, fail, require
 from crossformer_mm.models import ATTENTION_PATHS, LDA_MODES, CrossFormer
 
 MIN_SIDE = 32
@@ -76,13 +75,7 @@ def _add_what(parser: ArgumentParser) -> None:
         "--with-cp", action="store_true", help="recompute blocks in the backward pass"
     )
     group.add_argument("--config", help="measure the whole model of this config instead")
-    group.add_argument(
-        "--cfg-options",
-        nargs="+",
-        action=DictAction,
-        metavar="KEY=VALUE",
-        help="override config entries; data_root=DIR moves all data paths",
-    )
+    add_cfg_options(group)
     group.add_argument(
         "--paths",
         nargs="+",

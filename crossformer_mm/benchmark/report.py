@@ -3,12 +3,12 @@
 import csv
 import io
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from crossformer_mm.benchmark.results import Result
+from crossformer_mm.whole_files import replace_when_complete
 
 COLUMNS = (
     ("contender", "contender", "{}"),
@@ -76,9 +76,5 @@ def write_results(out: Path, results: Sequence[Result], circumstances: dict) -> 
 
 
 def _replace_file(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replace_when_complete(path) as temporary:
         temporary.write_text(text)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -4,6 +4,7 @@ It answers the ``--throughput`` option of the authors' training program: some ba
 then one batch again and again; loading and normalising the images is not timed.
 """
 
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 
@@ -37,7 +38,7 @@ def measure_throughput(cfg: Config, case: Case) -> list[Result]:
     steps = {c: partial(workload, *first_inputs) for c, workload in workloads.items()}
     timings = time_in_turn(steps, case.repeat, 0, synchronizer(case.device))
     count, _, height, width = first_inputs[0].shape
-    sized = Case(**{**vars(case), "batch": count, "shape": (height, width)})
+    sized = replace(case, batch=count, shape=(height, width))
     return [
         Result(
             sized,

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from crossformer_mm.models.grouping import EqualGroups
-from crossformer_mm.models.position_bias import crop_table, expand_rows, sum_rows
+from crossformer_mm.models.position_bias import crop_table, expand_rows, expand_table, sum_rows
 
 # Numbers of scores; chosen with tools/benchmark.py, see docs/performance.md.
 FORWARD_BIAS_ENTRIES = 2**22
@@ -93,7 +93,7 @@ def _attend_in_small_groups(qkv: Tensor, table: Tensor, num_heads: int) -> Tenso
     count, size, channels = qkv.shape
     head_dims = channels // (3 * num_heads)
     qkv = qkv.view(count, size, 3, num_heads, head_dims)
-    bias = expand_rows(table, range((table.shape[0] + 1) // 2)).to(qkv.dtype)
+    bias = expand_table(table).to(qkv.dtype)
     output = qkv.new_empty(count, size, num_heads, head_dims)
     at_once = max(1, FORWARD_SCORES // bias.numel())
     repeated = bias.repeat(min(at_once, count), 1, 1)

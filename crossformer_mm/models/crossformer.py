@@ -15,6 +15,7 @@ from crossformer_mm.architectures import (
     resolve_architecture,
 )
 from crossformer_mm.checkpoint import MUST_FIT, check_backbone, load_backbone
+from crossformer_mm.matching import shapes_of
 from crossformer_mm.models.attention import ATTENTION_PATHS
 from crossformer_mm.models.block import CrossFormerBlock
 from crossformer_mm.models.cross_scale_embedding import (
@@ -214,7 +215,7 @@ class CrossFormer(BaseModule):
     def _check_weights(self, weights: dict[str, Tensor]) -> None:
         if not self.final_norm:
             weights = {name: v for name, v in weights.items() if not name.startswith("norm.")}
-        expected = {name: value.shape for name, value in self.state_dict().items()}
+        expected = shapes_of(self.state_dict())
         check_backbone(weights, expected, "the checkpoint does not fit this backbone")
 
     def _freeze(self) -> None:
