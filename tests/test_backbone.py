@@ -247,15 +247,17 @@ def test_gradients_in_float32(family: str, path: str) -> None:
 
 @pytest.mark.parametrize("family", ["small", "pp-huge"])
 def test_every_parameter_gets_a_gradient(family: str) -> None:
-    # With so few channels, ReLU can cut off all of a layer.
-    torch.manual_seed(0)
-    model = build(family, final_norm=True).train()
-    weigh(model(random_image(64, 96, batch=2))).backward()
+    # Wider than the family, whose position bias has two channels in the first stage: the layer
+    # norm of two values knows only which is larger, and passes next to no gradient on.
+    arch = FAMILIES[family] | {"embed_dims": 96, "num_heads": (3, 6, 12, 24)}
+    model = CrossFormer(arch, final_norm=True, drop_path_rate=0.0)
+    model.load_state_dict(random_weights(model))
+    weigh(model.train()(random_image(64, 96, batch=2))).backward()
     for name, grad in gradients(model).items():
         assert grad is not None and grad.isfinite().all(), name
         # A constant added to all the logits of a query changes nothing.
         if not name.endswith("pos3.2.bias"):
-            assert grad.abs().max() > 0, name
+            assert grad.abs().max() > 1e-2, name  # rounding leaves about 1e-5
 
 
 @every_path
