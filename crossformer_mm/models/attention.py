@@ -13,7 +13,9 @@ from crossformer_mm.models.grouping import (
     real_tokens,
 )
 from crossformer_mm.models.linear import linear
-from crossformer_mm.models.position_bias import DynamicPositionBias, expand_table
+from crossformer_mm.models.position_bias import DynamicPositionBias, expand_table, is_compiling
+from crossformer_mm.models.sorted_attention import sorted_attention, token_order
+CAN_COMPILE=True
 
 ATTENTION_PATHS = ("auto", "fused", "sdpa", "plain")
 
@@ -72,11 +74,18 @@ class GroupedAttention(nn.Module):
         return merge(self.proj(attend_padded(qkv, table, real, self.num_heads)), plan)
 
     def _sorted_attention(self, x: Tensor, table: Tensor, plan: GroupPlan) -> Tensor:
-        order, inverse, runs = order_tokens(plan)
-        order = torch.as_tensor(order, device=x.device)
-        inverse = torch.as_tensor(inverse, device=x.device)
+        if is_compiling() and CAN_COMPILE:
+            order, inverse = token_order(x, *plan)
+        else:
+            order, inverse, runs = order_tokens(plan)
+            order = torch.as_tensor(order, device=x.device)
+            inverse = torch.as_tensor(inverse, device=x.device)
         qkv = linear(self.qkv, Permute.apply(x.flatten(1, 2), order, inverse))
-        output = linear(self.proj, attend(qkv, table, runs, self.num_heads))
+        if is_compiling() and CAN_COMPILE:
+            output = sorted_attention(qkv, table, *plan, self.num_heads)
+        else:
+            output = attend(qkv, table, runs, self.num_heads)
+        output = linear(self.proj, output)
         return Permute.apply(output, inverse, order).view_as(x)
 
 

@@ -38,7 +38,7 @@ def attend(qkv: Tensor, table: Tensor, runs: Sequence[EqualGroups], num_heads: i
     """
     if torch.is_grad_enabled() and (qkv.requires_grad or table.requires_grad):
         return _Attend.apply(qkv, table, tuple(runs), num_heads)
-    return _forward(qkv, table, runs, num_heads)
+    return attention_forward(qkv, table, runs, num_heads)
 
 
 class _Attend(torch.autograd.Function):
@@ -48,16 +48,19 @@ class _Attend(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(qkv, table)
         ctx.runs, ctx.num_heads = runs, num_heads
-        return _forward(qkv, table, runs, num_heads)
+        return attention_forward(qkv, table, runs, num_heads)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         qkv, table = ctx.saved_tensors
-        return (*_backward(qkv, table, grad, ctx.runs, ctx.num_heads), None, None)
+        return (*attention_backward(qkv, table, grad, ctx.runs, ctx.num_heads), None, None)
 
 
-def _forward(qkv: Tensor, table: Tensor, runs: Sequence[EqualGroups], num_heads: int) -> Tensor:
+def attention_forward(
+    qkv: Tensor, table: Tensor, runs: Sequence[EqualGroups], num_heads: int
+) -> Tensor:
+    """Compute what :func:`attend` returns, without a gradient."""
     batch, tokens, channels = qkv.shape
     output = qkv.new_empty(batch, tokens, channels // 3)
     for run, part in _split(runs):
@@ -139,9 +142,10 @@ def _split_queries(
         yield rows, slice(rows.start * groups.width, rows.stop * groups.width)
 
 
-def _backward(
+def attention_backward(
     qkv: Tensor, table: Tensor, grad: Tensor, runs: Sequence[EqualGroups], num_heads: int
 ) -> tuple[Tensor, Tensor]:
+    """Compute the gradients of ``qkv`` and ``table`` from that of the output, (B, T, C)."""
     grad_qkv = torch.empty_like(qkv)
     wide = table.to(torch.promote_types(table.dtype, torch.float32))
     grad_table = torch.zeros_like(wide)

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from crossformer_mm.models.position_bias import is_compiling
+
 
 def parallel_convs(
     in_channels: int, out_channels: Sequence[int], kernel_sizes: Sequence[int], stride: int
@@ -20,9 +22,30 @@ def parallel_convs(
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     """Zero-pad (B, C, H, W) at the bottom and right so that ``multiple`` divides H and W."""
     height, width = x.shape[-2:]
-    if height % multiple == 0 and width % multiple == 0:
+    # Compiled code would be specialised on the answer.
+    if not is_compiling() and height % multiple == 0 and width % multiple == 0:
         return x
-    return F.pad(x, (0, -width % multiple, 0, -height % multiple))
+    rows, columns = (height + multiple - 1) // multiple, (width + multiple - 1) // multiple
+    return F.pad(x, (0, columns * multiple - width, 0, rows * multiple - height))
+
+
+def convolve_blocks(conv: nn.Conv2d, image: Tensor) -> Tensor:
+    """Apply a convolution to blocks of stride x stride pixels instead of to pixels.
+
+    The blocks are the channels of a smaller map, on which the convolution has stride 1. With few
+    channels and a large stride and kernel, the gradient of the weight is far cheaper this way.
+
+    Args:
+        conv: A convolution whose stride divides its kernel size, but not its padding unless it
+            has none, and twice its padding.
+        image: (B, C, H, W); the stride divides H and W.
+
+    Returns:
+        What ``conv(image)`` returns.
+    """
+    stride, padding = conv.stride[0], conv.padding[0]
+    blocks = F.pixel_unshuffle(F.pad(image, [padding] * 4), stride)
+    return F.conv2d(blocks, F.pixel_unshuffle(conv.weight, stride), conv.bias)
 
 
 class CrossScaleStem(nn.Module):
@@ -33,22 +56,30 @@ class CrossScaleStem(nn.Module):
     Args:
         in_channels: Channels of the image.
         embed_dims: Channels D of the tokens, a multiple of 8.
+        plain: Whether to convolve the image as it comes.
     """
 
     stride = 4
 
-    def __init__(self, in_channels: int, embed_dims: int) -> None:
+    def __init__(self, in_channels: int, embed_dims: int, plain: bool = False) -> None:
         super().__init__()
+        self.plain = plain
         channels = (embed_dims // 2, embed_dims // 4, embed_dims // 8, embed_dims // 8)
         self.projs = parallel_convs(in_channels, channels, (4, 8, 16, 32), self.stride)
         self.norm = nn.LayerNorm(embed_dims)
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, ceil(H / 4), ceil(W / 4), D)."""
-        # The tokens come out with their channels last, and need no copy.
-        image = pad_to_multiple(image, self.stride).contiguous(memory_format=torch.channels_last)
-        tokens = torch.cat([conv(image) for conv in self.projs], dim=1)
-        return self.norm(tokens.permute(0, 2, 3, 1))
+        image = pad_to_multiple(image, self.stride)
+        if self.plain:
+            maps = [conv(image) for conv in self.projs]
+        elif torch.is_grad_enabled() and self.projs[0].weight.requires_grad:
+            maps = [convolve_blocks(conv, image) for conv in self.projs]
+        else:
+            # The tokens come out with their channels last, and need no copy.
+            image = image.contiguous(memory_format=torch.channels_last)
+            maps = [conv(image) for conv in self.projs]
+        return self.norm(torch.cat(maps, dim=1).permute(0, 2, 3, 1))
 
 
 class CrossScaleDownsample(nn.Module):

@@ -143,7 +143,9 @@ class CrossFormer(BaseModule):
         self.out_indices = _check_out_indices(out_indices, final_norm)
         self.frozen_stages = _check_frozen_stages(frozen_stages)
 
-        self.patch_embed = CrossScaleStem(in_channels, self.arch.embed_dims)
+        self.patch_embed = CrossScaleStem(
+            in_channels, self.arch.embed_dims, plain=attention_path == "plain"
+        )
         rates = _split_linearly(self.arch.drop_path_rate, self.arch.depths)
         self.layers = nn.ModuleList(
             CrossFormerStage(self.arch, stage, rates[stage], lda_mode, attention_path, with_cp)

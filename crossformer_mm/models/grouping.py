@@ -10,7 +10,6 @@ and two tokens share a group when they agree on ``region`` and ``offset`` along 
 """
 
 from functools import lru_cache
-from math import ceil
 from typing import NamedTuple
 
 import numpy as np
@@ -40,8 +39,8 @@ class GroupPlan(NamedTuple):
         region_height = self.group_height * self.interval
         region_width = self.group_width * self.interval
         return (
-            ceil(self.height / region_height) * region_height,
-            ceil(self.width / region_width) * region_width,
+            -(-self.height // region_height) * region_height,
+            -(-self.width // region_width) * region_width,
         )
 
 
@@ -59,10 +58,10 @@ def plan_groups(
     if not long_distance:
         return GroupPlan(height, width, group_size, group_size, interval=1)
     if lda_mode == "fixed_interval":
-        rows, columns = ceil(height / interval), ceil(width / interval)
+        rows, columns = -(-height // interval), -(-width // interval)
         return GroupPlan(height, width, rows, columns, interval)
     if lda_mode == "adaptive_interval":
-        interval = ceil(max(height, width) / group_size)
+        interval = -(-max(height, width) // group_size)
     return GroupPlan(height, width, group_size, group_size, interval)
 
 
