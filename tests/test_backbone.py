@@ -554,13 +554,13 @@ def test_drop_path_drops_samples_and_keeps_the_expectation() -> None:
     torch.manual_seed(0)
     layer = DropPath(0.25).train()
     x = torch.rand(20000, 2, 3) + 1
-    factors = layer(x) / x
+    factors = layer(torch.zeros_like(x), x) / x
     assert torch.allclose(factors, factors[:, :1, :1])
     dropped = factors[:, 0, 0] == 0
     assert dropped.double().mean().item() == pytest.approx(0.25, abs=0.015)
     assert torch.allclose(factors[~dropped], torch.tensor(4 / 3))
     assert factors.mean().item() == pytest.approx(1, abs=0.02)
-    assert torch.equal(layer.eval()(x), x)
+    assert torch.equal(layer.eval()(x, x), 2 * x)
 
 
 def test_block_drops_each_branch_on_its_own() -> None:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from crossformer_mm.models.chunked_attention import attend, split_heads
+from crossformer_mm.models.chunked_attention import attend, attend_in_map, split_heads
 from crossformer_mm.models.fused_attention import fused_attention, is_available
 from crossformer_mm.models.grouping import (
     GroupPlan,
@@ -14,8 +14,7 @@ from crossformer_mm.models.grouping import (
 )
 from crossformer_mm.models.linear import linear
 from crossformer_mm.models.position_bias import DynamicPositionBias, expand_table, is_compiling
-from crossformer_mm.models.sorted_attention import sorted_attention, token_order
-CAN_COMPILE=True
+from crossformer_mm.models.sorted_attention import CAN_COMPILE, sorted_attention, token_order
 
 ATTENTION_PATHS = ("auto", "fused", "sdpa", "plain")
 
@@ -27,10 +26,10 @@ class GroupedAttention(nn.Module):
         embed_dims: Channels C.
         num_heads: Attention heads, a divisor of C.
         attention_path: ``'fused'`` is a Triton kernel for NVIDIA GPUs that reads the map in place.
-            ``'sdpa'`` sorts the tokens by group, so that padding never enters, and uses PyTorch's
-            fused attention on pieces of them. ``'auto'`` takes the first of these that can run.
-            ``'plain'`` pads, masks and multiplies matrices as the paper's formula reads. All give
-            the same result.
+            ``'sdpa'`` splits the map so that padding never enters, and uses PyTorch's fused
+            attention, or tiles that fit into a cache. ``'auto'`` takes the first of these that can
+            run. ``'plain'`` pads, masks and multiplies matrices as the paper's formula reads. All
+            give the same result.
     """
 
     def __init__(self, embed_dims: int, num_heads: int, attention_path: str = "auto") -> None:
@@ -75,17 +74,21 @@ class GroupedAttention(nn.Module):
 
     def _sorted_attention(self, x: Tensor, table: Tensor, plan: GroupPlan) -> Tensor:
         if is_compiling() and CAN_COMPILE:
-            order, inverse = token_order(x, *plan)
-        else:
-            order, inverse, runs = order_tokens(plan)
-            order = torch.as_tensor(order, device=x.device)
-            inverse = torch.as_tensor(inverse, device=x.device)
+            return self._compiled_attention(x, table, plan)
+        if plan.padded_size == (plan.height, plan.width):
+            qkv = linear(self.qkv, x)
+            return linear(self.proj, attend_in_map(qkv, table, plan, self.num_heads))
+        order, inverse, runs = order_tokens(plan)
+        order = torch.as_tensor(order, device=x.device)
+        inverse = torch.as_tensor(inverse, device=x.device)
         qkv = linear(self.qkv, Permute.apply(x.flatten(1, 2), order, inverse))
-        if is_compiling() and CAN_COMPILE:
-            output = sorted_attention(qkv, table, *plan, self.num_heads)
-        else:
-            output = attend(qkv, table, runs, self.num_heads)
-        output = linear(self.proj, output)
+        output = linear(self.proj, attend(qkv, table, runs, self.num_heads))
+        return Permute.apply(output, inverse, order).view_as(x)
+
+    def _compiled_attention(self, x: Tensor, table: Tensor, plan: GroupPlan) -> Tensor:
+        order, inverse = token_order(x, *plan)
+        qkv = self.qkv(Permute.apply(x.flatten(1, 2), order, inverse))
+        output = self.proj(sorted_attention(qkv, table, *plan, self.num_heads))
         return Permute.apply(output, inverse, order).view_as(x)
 
 

@@ -1,14 +1,15 @@
 """One CrossFormer block: attention and an MLP, each with a residual around it."""
 
+import torch
 from torch import Tensor, nn
 
 from crossformer_mm.models.attention import GroupedAttention
 from crossformer_mm.models.grouping import plan_groups
-from crossformer_mm.models.linear import linear
+from crossformer_mm.models.linear import mlp
 
 
 class DropPath(nn.Module):
-    """Drop a residual branch for random samples while training (stochastic depth).
+    """Add a residual branch, but for random samples while training (stochastic depth).
 
     Args:
         rate: Probability to drop, in [0, 1).
@@ -18,13 +19,13 @@ class DropPath(nn.Module):
         super().__init__()
         self.rate = rate
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, ...) -> (B, ...)."""
+    def forward(self, x: Tensor, branch: Tensor) -> Tensor:
+        """(B, ...), (B, ...) -> (B, ...)."""
         if not self.training or self.rate == 0:
-            return x
+            return x + branch
         keep = 1 - self.rate
-        kept = x.new_empty(x.shape[0], *[1] * (x.ndim - 1)).bernoulli_(keep)
-        return x * kept / keep
+        kept = branch.new_empty(len(x), *[1] * (x.ndim - 1)).bernoulli_(keep)
+        return torch.addcmul(x, branch, kept / keep)
 
     def extra_repr(self) -> str:  # noqa: D102
         return f"rate={self.rate:.3f}"
@@ -50,7 +51,7 @@ class Mlp(nn.Module):
         """(..., C) -> (..., C)."""
         if self.plain:
             return self.fc2(self.act(self.fc1(x)))
-        return linear(self.fc2, linear(self.fc1, x, gelu=True))
+        return mlp(self.fc1, self.fc2, x)
 
 
 class CrossFormerBlock(nn.Module):
@@ -104,8 +105,8 @@ class CrossFormerBlock(nn.Module):
         plan = plan_groups(
             height, width, self.group_size, self.interval, self.lda_mode, self.long_distance
         )
-        x = x + self.drop_path(self.attn(self.norm1(x), plan))
-        x = x + self.drop_path(self.mlp(self.norm2(x)))
+        x = self.drop_path(x, self.attn(self.norm1(x), plan))
+        x = self.drop_path(x, self.mlp(self.norm2(x)))
         if self.amplitude_cooling:
             x = self.ex_ln(self.ex_conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
         return x

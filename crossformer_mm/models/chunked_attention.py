@@ -13,7 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from crossformer_mm.models.grouping import EqualGroups
+from crossformer_mm.models.grouping import (
+    EqualGroups,
+    GroupPlan,
+    group_by_head,
+    ungroup_by_head,
+)
 from crossformer_mm.models.position_bias import crop_table, expand_rows, expand_table, sum_rows
 
 # Numbers of scores; chosen with tools/benchmark.py, see docs/performance.md.
@@ -22,6 +27,23 @@ FORWARD_SCORES = 2**18
 BACKWARD_SCORES = 2**21
 BACKWARD_BIAS_ENTRIES = 2**19
 SMALL_GROUP = 64  # tokens
+
+
+def attend_in_map(qkv: Tensor, table: Tensor, plan: GroupPlan, num_heads: int) -> Tensor:
+    """Self-attention within the groups of a map that they fill (CrossFormer, section 3.2).
+
+    Args:
+        qkv: (B, H, W, 3 * C), with sides that are multiples of the groups' regions.
+        table: (2 * group height - 1, 2 * group width - 1, heads).
+        plan: The groups.
+        num_heads: Attention heads.
+
+    Returns:
+        (B, H, W, C).
+    """
+    if _needs_grad(qkv, table):
+        return _AttendInMap.apply(qkv, table, plan, num_heads)
+    return _attend_in_map(qkv, table, plan, num_heads)[0]
 
 
 def attend(qkv: Tensor, table: Tensor, runs: Sequence[EqualGroups], num_heads: int) -> Tensor:
@@ -36,9 +58,44 @@ def attend(qkv: Tensor, table: Tensor, runs: Sequence[EqualGroups], num_heads: i
     Returns:
         (B, T, C).
     """
-    if torch.is_grad_enabled() and (qkv.requires_grad or table.requires_grad):
+    if _needs_grad(qkv, table):
         return _Attend.apply(qkv, table, tuple(runs), num_heads)
     return attention_forward(qkv, table, runs, num_heads)
+
+
+def _needs_grad(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+
+
+class _AttendInMap(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, qkv: Tensor, table: Tensor, plan: GroupPlan, num_heads: int
+    ) -> Tensor:
+        output, by_head = _attend_in_map(qkv, table, plan, num_heads)
+        ctx.save_for_backward(by_head, table)
+        ctx.plan, ctx.num_heads = plan, num_heads
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        by_head, table = ctx.saved_tensors
+        wide = _at_least_float32(table)
+        grad_table = torch.zeros_like(wide)
+        (d_out,) = group_by_head(grad, ctx.plan, ctx.num_heads, 1).to(wide.dtype)
+        shape = ctx.plan.group_height, ctx.plan.group_width
+        gradients = _backward_by_head(by_head.to(wide.dtype), wide, d_out, grad_table, *shape)
+        gradients = ungroup_by_head(gradients.to(grad.dtype), ctx.plan, ctx.num_heads)
+        return gradients, grad_table.to(table.dtype), None, None
+
+
+def _attend_in_map(
+    qkv: Tensor, table: Tensor, plan: GroupPlan, num_heads: int
+) -> tuple[Tensor, Tensor]:
+    by_head = group_by_head(qkv, plan, num_heads, 3)
+    output = _attend_by_head(by_head, table, plan.group_height, plan.group_width)
+    return ungroup_by_head(output[None], plan, num_heads), by_head
 
 
 class _Attend(torch.autograd.Function):
@@ -64,8 +121,28 @@ def attention_forward(
     batch, tokens, channels = qkv.shape
     output = qkv.new_empty(batch, tokens, channels // 3)
     for run, part in _split(runs):
-        output[:, part] = _attend_in_run(qkv[:, part], table, run, num_heads)
+        cropped = crop_table(table, run.height, run.width)
+        by_head = _by_head(qkv[:, part], run, 3, num_heads)
+        attended = _attend_by_head(by_head, cropped, run.height, run.width)
+        output[:, part] = _undo_by_head(attended[None], batch, run, num_heads)
     return output
+
+
+def attention_backward(
+    qkv: Tensor, table: Tensor, grad: Tensor, runs: Sequence[EqualGroups], num_heads: int
+) -> tuple[Tensor, Tensor]:
+    """Compute the gradients of ``qkv`` and ``table`` from that of the output, (B, T, C)."""
+    grad_qkv = torch.empty_like(qkv)
+    wide = _at_least_float32(table)
+    grad_table = torch.zeros_like(wide)
+    for run, part in _split(runs):
+        by_head = _by_head(qkv[:, part], run, 3, num_heads).to(wide.dtype)
+        (d_out,) = _by_head(grad[:, part], run, 1, num_heads).to(wide.dtype)
+        cropped = crop_table(wide, run.height, run.width)
+        grad_cropped = crop_table(grad_table, run.height, run.width)
+        gradients = _backward_by_head(by_head, cropped, d_out, grad_cropped, run.height, run.width)
+        grad_qkv[:, part] = _undo_by_head(gradients, len(qkv), run, num_heads)
+    return grad_qkv, grad_table.to(table.dtype)
 
 
 def _split(runs: Sequence[EqualGroups]) -> Iterator[tuple[EqualGroups, slice]]:
@@ -76,52 +153,61 @@ def _split(runs: Sequence[EqualGroups]) -> Iterator[tuple[EqualGroups, slice]]:
         start += run.tokens
 
 
-def _attend_in_run(qkv: Tensor, table: Tensor, groups: EqualGroups, num_heads: int) -> Tensor:
-    table = crop_table(table, groups.height, groups.width)
-    batch, tokens, channels = qkv.shape
-    size = groups.height * groups.width
-    grouped = qkv.reshape(batch * groups.count, size, channels)
-    if qkv.device.type == "cpu" and size <= SMALL_GROUP:
-        output = _attend_in_small_groups(grouped, table, num_heads)
-    else:
-        output = _attend_in_large_groups(grouped, table, groups, num_heads)
-    return output.reshape(batch, tokens, channels // 3)
+def _by_head(x: Tensor, groups: EqualGroups, parts: int, num_heads: int) -> Tensor:
+    """(B, tokens, parts * C) -> (parts, B * groups * heads, tokens of one, C / heads)."""
+    x = x.reshape(len(x) * groups.count, groups.height * groups.width, parts, num_heads, -1)
+    return x.permute(2, 0, 3, 1, 4).reshape(parts, -1, x.shape[1], x.shape[-1])
 
 
-def _attend_in_small_groups(qkv: Tensor, table: Tensor, num_heads: int) -> Tensor:
+def _undo_by_head(x: Tensor, batch: int, groups: EqualGroups, num_heads: int) -> Tensor:
+    """(parts, B * groups * heads, tokens of one, C / heads) -> (B, tokens, parts * C)."""
+    parts, _, size, head_dims = x.shape
+    x = x.view(parts, batch * groups.count, num_heads, size, head_dims)
+    return x.permute(1, 3, 0, 2, 4).reshape(batch, groups.tokens, -1)
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _attend_by_head(qkv: Tensor, table: Tensor, height: int, width: int) -> Tensor:
+    """Attend in groups of one shape: (3, groups * heads, tokens, dims) -> (groups * heads, ...)."""
+    if qkv.device.type == "cpu" and height * width <= SMALL_GROUP:
+        return _attend_in_small_groups(qkv, table)
+    return _attend_in_large_groups(qkv, table, height, width)
+
+
+def _attend_in_small_groups(qkv: Tensor, table: Tensor) -> Tensor:
     """Multiply matrices of many groups at a time, as few as the cache holds.
 
     The fused kernel does one group after another, which is slower for a few dozen tokens.
     """
-    count, size, channels = qkv.shape
-    head_dims = channels // (3 * num_heads)
-    qkv = qkv.view(count, size, 3, num_heads, head_dims)
-    bias = expand_table(table).to(qkv.dtype)
-    output = qkv.new_empty(count, size, num_heads, head_dims)
-    at_once = max(1, FORWARD_SCORES // bias.numel())
-    repeated = bias.repeat(min(at_once, count), 1, 1)
-    for first in range(0, count, at_once):
-        some = slice(first, min(first + at_once, count))
-        q, k, v = _by_head(qkv[some], qkv.dtype)
-        logits = torch.baddbmm(repeated[: len(q)], q, k.mT, alpha=head_dims**-0.5)
-        attended = logits.softmax(dim=-1) @ v
-        output[some] = attended.view(-1, num_heads, size, head_dims).transpose(1, 2)
+    q, k, v = qkv
+    bias = expand_table(table).to(q.dtype)
+    at_once = max(1, FORWARD_SCORES // bias.numel()) * len(bias)
+    repeated = bias.repeat(min(at_once, len(q)) // len(bias), 1, 1)
+    output = torch.empty_like(q)
+    for first in range(0, len(q), at_once):
+        some = slice(first, min(first + at_once, len(q)))
+        logits = torch.baddbmm(
+            repeated[: some.stop - first], q[some], k[some].mT, alpha=q.shape[-1] ** -0.5
+        )
+        torch.bmm(logits.softmax(dim=-1), v[some], out=output[some])
     return output
 
 
-def _attend_in_large_groups(
-    qkv: Tensor, table: Tensor, groups: EqualGroups, num_heads: int
-) -> Tensor:
-    q, k, v = split_heads(qkv, num_heads)
+def _attend_in_large_groups(qkv: Tensor, table: Tensor, height: int, width: int) -> Tensor:
+    num_heads = table.shape[-1]
+    q, k, v = qkv.unflatten(1, (-1, num_heads))
     parts = [
         # A bias wider than q is silently wrong in some of PyTorch's fused kernels.
         F.scaled_dot_product_attention(
             q[:, :, queries], k, v, attn_mask=expand_rows(table, rows).to(q.dtype)[None]
         )
-        for rows, queries in _split_queries(groups, num_heads, FORWARD_BIAS_ENTRIES)
+        for rows, queries in _split_queries(height, width, num_heads, FORWARD_BIAS_ENTRIES)
     ]
     output = torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
-    return output.transpose(1, 2)
+    return output.flatten(0, 1)
 
 
 def split_heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -132,76 +218,44 @@ def split_heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _split_queries(
-    groups: EqualGroups, num_heads: int, max_entries: int
+    height: int, width: int, num_heads: int, max_entries: int
 ) -> Iterator[tuple[range, slice]]:
     """Rows of query tokens whose bias has at most ``max_entries`` values, and their tokens."""
-    entries_per_row = num_heads * groups.width * groups.height * groups.width
-    step = min(groups.height, max(1, max_entries // entries_per_row))
-    for first in range(0, groups.height, step):
-        rows = range(first, min(first + step, groups.height))
-        yield rows, slice(rows.start * groups.width, rows.stop * groups.width)
+    step = min(height, max(1, max_entries // (num_heads * width * height * width)))
+    for first in range(0, height, step):
+        rows = range(first, min(first + step, height))
+        yield rows, slice(rows.start * width, rows.stop * width)
 
 
-def attention_backward(
-    qkv: Tensor, table: Tensor, grad: Tensor, runs: Sequence[EqualGroups], num_heads: int
-) -> tuple[Tensor, Tensor]:
-    """Compute the gradients of ``qkv`` and ``table`` from that of the output, (B, T, C)."""
-    grad_qkv = torch.empty_like(qkv)
-    wide = table.to(torch.promote_types(table.dtype, torch.float32))
-    grad_table = torch.zeros_like(wide)
-    for run, part in _split(runs):
-        cropped = crop_table(wide, run.height, run.width)
-        grad_cropped = crop_table(grad_table, run.height, run.width)
-        grad_qkv[:, part] = _backward_in_run(
-            qkv[:, part], cropped, grad[:, part], grad_cropped, run, num_heads
-        )
-    return grad_qkv, grad_table.to(table.dtype)
-
-
-def _backward_in_run(
-    qkv: Tensor,
-    table: Tensor,
-    grad: Tensor,
-    grad_table: Tensor,
-    groups: EqualGroups,
-    num_heads: int,
+def _backward_by_head(
+    qkv: Tensor, table: Tensor, d_out: Tensor, grad_table: Tensor, height: int, width: int
 ) -> Tensor:
     """Return the gradient of ``qkv``, and add that of the table to ``grad_table``.
 
     With P the softmax of the scores S, the gradients are dV = P' dO, dP = dO V',
     dS = P * (dP - rowsum(P * dP)), dQ = dS K and dK = dS' Q, and the bias gets the sum of dS.
     """
-    batch, tokens, channels = qkv.shape
-    size, head_dims = groups.height * groups.width, channels // (3 * num_heads)
-    count = batch * groups.count
-    scale = head_dims**-0.5
-    # (q k v, groups * heads, tokens, head dims), in float32 where they are narrower
-    q, k, v = _by_head(qkv.reshape(count, size, 3, num_heads, head_dims), table.dtype)
-    (d_out,) = _by_head(grad.reshape(count, size, 1, num_heads, head_dims), table.dtype)
-    gradients = torch.zeros(3, *q.shape, dtype=q.dtype, device=q.device)
+    q, k, v = qkv
+    gradients = torch.empty_like(qkv)
     dq, dk, dv = gradients
-    for rows, queries in _split_queries(groups, num_heads, BACKWARD_BIAS_ENTRIES):
+    scale = q.shape[-1] ** -0.5
+    for rows, queries in _split_queries(height, width, table.shape[-1], BACKWARD_BIAS_ENTRIES):
         bias = expand_rows(table, rows)
         d_bias = torch.zeros_like(bias)
-        at_once = max(1, BACKWARD_SCORES // bias.numel())
-        for first in range(0, count, at_once):
-            some = slice(first * num_heads, min(first + at_once, count) * num_heads)
-            copies = (some.stop - some.start) // num_heads
+        beta = int(rows.start > 0)  # the first rows write, the others add
+        at_once = max(1, BACKWARD_SCORES // bias.numel()) * len(bias)
+        for first in range(0, len(q), at_once):
+            some = slice(first, min(first + at_once, len(q)))
+            copies = (some.stop - first) // len(bias)
             scores = torch.baddbmm(
                 bias.repeat(copies, 1, 1), q[some, queries], k[some].mT, alpha=scale
             )
             p = scores.softmax(dim=-1)
-            dv[some].baddbmm_(p.mT, d_out[some, queries])
+            dv[some].baddbmm_(p.mT, d_out[some, queries], beta=beta)
             dp = torch.bmm(d_out[some, queries], v[some].mT, out=scores)
             ds = torch._softmax_backward_data(dp, p, -1, p.dtype)
             d_bias += ds.view(copies, *bias.shape).sum(dim=0)
-            dq[some, queries].baddbmm_(ds, k[some], alpha=scale)
-            dk[some].baddbmm_(ds.mT, q[some, queries], alpha=scale)
+            dq[some, queries].baddbmm_(ds, k[some], beta=0, alpha=scale)
+            dk[some].baddbmm_(ds.mT, q[some, queries], beta=beta, alpha=scale)
         sum_rows(d_bias, rows, into=grad_table)
-    gradients = gradients.view(3, count, num_heads, size, head_dims)
-    return gradients.permute(1, 3, 0, 2, 4).reshape(batch, tokens, channels).to(qkv.dtype)
-
-
-def _by_head(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """(groups, tokens, n, heads, dims) -> (n, groups * heads, tokens, dims), contiguous."""
-    return x.permute(2, 0, 3, 1, 4).to(dtype).flatten(1, 2).contiguous()
+    return gradients

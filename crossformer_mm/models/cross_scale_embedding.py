@@ -73,7 +73,8 @@ class CrossScaleStem(nn.Module):
         image = pad_to_multiple(image, self.stride)
         if self.plain:
             maps = [conv(image) for conv in self.projs]
-        elif torch.is_grad_enabled() and self.projs[0].weight.requires_grad:
+        # PyTorch cannot split an empty batch into blocks.
+        elif torch.is_grad_enabled() and self.projs[0].weight.requires_grad and len(image) > 0:
             maps = [convolve_blocks(conv, image) for conv in self.projs]
         else:
             # The tokens come out with their channels last, and need no copy.
@@ -99,5 +100,9 @@ class CrossScaleDownsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, ceil(H / 2), ceil(W / 2), 2 * C)."""
         x = pad_to_multiple(self.norm(x).permute(0, 3, 1, 2), self.stride)
+        if x.requires_grad and x[:, 0].numel() < self.reductions[-1].weight[:, 0].numel():
+            # Gradients of convolutions prefer to have the channels first. Where the weight is
+            # larger than the map, that saves more than it costs to move the channels.
+            x = x.contiguous()
         x = torch.cat([conv(x) for conv in self.reductions], dim=1)
         return x.permute(0, 2, 3, 1)

@@ -11,6 +11,9 @@ from torch.autograd.function import FunctionCtx
 from crossformer_mm.models.chunked_attention import attention_backward, attention_forward
 from crossformer_mm.models.grouping import GroupPlan, order_tokens
 
+# torch.library.custom_op came with torch 2.4.
+CAN_COMPILE = hasattr(torch.library, "custom_op")
+
 
 def _token_order(
     like: Tensor, height: int, width: int, group_height: int, group_width: int, interval: int
@@ -73,7 +76,8 @@ def _call_backward(ctx: FunctionCtx, grad: Tensor) -> tuple:
     return *grads, *[None] * len(ctx.settings)
 
 
-if hasattr(torch.library, "custom_op"):
+token_order = sorted_attention = None
+if CAN_COMPILE:
     token_order = torch.library.custom_op(
         "crossformer_mm::token_order", _token_order, mutates_args=()
     )
