@@ -6,6 +6,8 @@ from mmengine.dataset import Compose
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader, Dataset
 
+from crossformer_mm.compilation import compile_backbone
+
 
 class DataError(RuntimeError):
     """Something is wrong with a data set; the message names the file or folder."""
@@ -68,6 +70,19 @@ class DataCheckingRunner(Runner):
             if isinstance(pipeline, Compose) and not isinstance(pipeline, NamingPipeline):
                 dataset.pipeline = NamingPipeline(pipeline)
         return loader
+
+    def _maybe_compile(self, target: str) -> None:
+        """Compile the backbone, where mmengine would compile all of ``model.train_step``.
+
+        Losses and heads, with results of changing size, would be compiled again and again.
+        """
+        options = self.cfg.get("compile", None)
+        if options:
+            options = {} if options is True else dict(options)
+            parts = compile_backbone(self.model, **options)
+            self.logger.info(
+                f"torch.compile takes {parts} parts of the backbone: the first steps are slow"
+            )
 
 
 def _describe_place(dataloader: Mapping) -> str:

@@ -1,6 +1,5 @@
 """A contender's model made ready to run: device, precision, compilation, optimizer."""
 
-import gc
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -11,6 +10,7 @@ from torch import Tensor
 from crossformer_mm.benchmark.case import DTYPES, Case, Contender
 from crossformer_mm.benchmark.models import build_contender, data_samples, dense_outputs
 from crossformer_mm.benchmark.peak_memory import MEGABYTE
+from crossformer_mm.cuda_graph import record_graph
 
 WARM_UP_SIDE = 224  # what mmpretrain's Swin-T takes at least
 WARM_UP_BATCH = 2  # what batch norm takes at least
@@ -92,19 +92,11 @@ class GraphReplay:
     """
 
     def __init__(self, step: Callable[[], object]) -> None:
-        side_stream = torch.cuda.Stream()
-        side_stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side_stream):
-            for _ in range(3):
-                step()
-        torch.cuda.current_stream().wait_stream(side_stream)
+        step()  # what is compiled and cached at first does not belong to the graph
         torch.cuda.synchronize()
-        gc.collect()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.outputs = step()
+        self.graph, self.outputs = record_graph(step)
         self.peak_mb = (torch.cuda.max_memory_allocated() - before) / MEGABYTE
 
     def __call__(self) -> None:

@@ -155,15 +155,17 @@ def _split(runs: Sequence[EqualGroups]) -> Iterator[tuple[EqualGroups, slice]]:
 
 def _by_head(x: Tensor, groups: EqualGroups, parts: int, num_heads: int) -> Tensor:
     """(B, tokens, parts * C) -> (parts, B * groups * heads, tokens of one, C / heads)."""
-    x = x.reshape(len(x) * groups.count, groups.height * groups.width, parts, num_heads, -1)
-    return x.permute(2, 0, 3, 1, 4).reshape(parts, -1, x.shape[1], x.shape[-1])
+    count, size = len(x) * groups.count, groups.height * groups.width
+    head_dims = x.shape[-1] // (parts * num_heads)
+    x = x.reshape(count, size, parts, num_heads, head_dims).permute(2, 0, 3, 1, 4)
+    return x.reshape(parts, count * num_heads, size, head_dims)
 
 
 def _undo_by_head(x: Tensor, batch: int, groups: EqualGroups, num_heads: int) -> Tensor:
     """(parts, B * groups * heads, tokens of one, C / heads) -> (B, tokens, parts * C)."""
     parts, _, size, head_dims = x.shape
     x = x.view(parts, batch * groups.count, num_heads, size, head_dims)
-    return x.permute(1, 3, 0, 2, 4).reshape(batch, groups.tokens, -1)
+    return x.permute(1, 3, 0, 2, 4).reshape(batch, groups.tokens, parts * num_heads * head_dims)
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
@@ -198,7 +200,7 @@ def _attend_in_small_groups(qkv: Tensor, table: Tensor) -> Tensor:
 
 def _attend_in_large_groups(qkv: Tensor, table: Tensor, height: int, width: int) -> Tensor:
     num_heads = table.shape[-1]
-    q, k, v = qkv.unflatten(1, (-1, num_heads))
+    q, k, v = qkv.unflatten(1, (qkv.shape[1] // num_heads, num_heads))
     parts = [
         # A bias wider than q is silently wrong in some of PyTorch's fused kernels.
         F.scaled_dot_product_attention(

@@ -92,21 +92,25 @@ def group_by_head(x: Tensor, plan: GroupPlan, num_heads: int, parts: int) -> Ten
 
     (B, H, W, parts * C) -> (parts, B * groups * heads, tokens, C / heads).
     """
-    x = x.reshape(len(x), *_split_shape(plan), parts, num_heads, -1)
+    batch, head_dims = len(x), x.shape[-1] // (parts * num_heads)
+    rows, member_y, step, columns, member_x, _ = shape = _split_shape(plan)
+    x = x.reshape(batch, *shape, parts, num_heads, head_dims)
     # (parts, B, region y, offset y, region x, offset x, heads, member y, member x, C / heads)
     x = x.permute(7, 0, 1, 3, 4, 6, 8, 2, 5, 9)
-    return x.reshape(parts, -1, plan.group_height * plan.group_width, x.shape[-1])
+    count = batch * rows * columns * step**2 * num_heads
+    return x.reshape(parts, count, member_y * member_x, head_dims)
 
 
 def ungroup_by_head(groups: Tensor, plan: GroupPlan, num_heads: int) -> Tensor:
     """Undo :func:`group_by_head`."""
-    parts, head_dims = groups.shape[0], groups.shape[-1]
+    parts, count, _, head_dims = groups.shape
     rows, member_y, step, columns, member_x, _ = _split_shape(plan)
+    batch = count // (rows * columns * step**2 * num_heads)
     x = groups.reshape(
-        parts, -1, rows, step, columns, step, num_heads, member_y, member_x, head_dims
+        parts, batch, rows, step, columns, step, num_heads, member_y, member_x, head_dims
     )
     x = x.permute(1, 2, 7, 3, 4, 8, 5, 0, 6, 9)
-    return x.reshape(-1, plan.height, plan.width, parts * num_heads * head_dims)
+    return x.reshape(batch, plan.height, plan.width, parts * num_heads * head_dims)
 
 
 def real_tokens(plan: GroupPlan, device: torch.device) -> Tensor | None:
