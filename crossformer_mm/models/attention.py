@@ -75,7 +75,8 @@ class GroupedAttention(nn.Module):
     def _sorted_attention(self, x: Tensor, table: Tensor, plan: GroupPlan) -> Tensor:
         if is_compiling() and CAN_COMPILE:
             return self._compiled_attention(x, table, plan)
-        if plan.padded_size == (plan.height, plan.width):
+        is_filled = plan.padded_size == (plan.height, plan.width)
+        if is_filled and torch.is_grad_enabled() and self.qkv.weight.requires_grad:
             qkv = linear(self.qkv, x)
             return linear(self.proj, attend_in_map(qkv, table, plan, self.num_heads))
         order, inverse, runs = order_tokens(plan)

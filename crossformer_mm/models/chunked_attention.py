@@ -32,6 +32,8 @@ SMALL_GROUP = 64  # tokens
 def attend_in_map(qkv: Tensor, table: Tensor, plan: GroupPlan, num_heads: int) -> Tensor:
     """Self-attention within the groups of a map that they fill (CrossFormer, section 3.2).
 
+    Faster than :func:`attend` in training: q, k and v are copied once, for both passes.
+
     Args:
         qkv: (B, H, W, 3 * C), with sides that are multiples of the groups' regions.
         table: (2 * group height - 1, 2 * group width - 1, heads).
@@ -41,9 +43,7 @@ def attend_in_map(qkv: Tensor, table: Tensor, plan: GroupPlan, num_heads: int) -
     Returns:
         (B, H, W, C).
     """
-    if _needs_grad(qkv, table):
-        return _AttendInMap.apply(qkv, table, plan, num_heads)
-    return _attend_in_map(qkv, table, plan, num_heads)[0]
+    return _AttendInMap.apply(qkv, table, plan, num_heads)
 
 
 def attend(qkv: Tensor, table: Tensor, runs: Sequence[EqualGroups], num_heads: int) -> Tensor:
@@ -58,13 +58,9 @@ def attend(qkv: Tensor, table: Tensor, runs: Sequence[EqualGroups], num_heads: i
     Returns:
         (B, T, C).
     """
-    if _needs_grad(qkv, table):
-        return _Attend.apply(qkv, table, tuple(runs), num_heads)
+    if torch.is_grad_enabled() and (qkv.requires_grad or table.requires_grad):
+        return _AttendInRuns.apply(qkv, table, tuple(runs), num_heads)
     return attention_forward(qkv, table, runs, num_heads)
-
-
-def _needs_grad(*tensors: Tensor) -> bool:
-    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
 
 class _AttendInMap(torch.autograd.Function):
@@ -72,10 +68,11 @@ class _AttendInMap(torch.autograd.Function):
     def forward(
         ctx: FunctionCtx, qkv: Tensor, table: Tensor, plan: GroupPlan, num_heads: int
     ) -> Tensor:
-        output, by_head = _attend_in_map(qkv, table, plan, num_heads)
+        by_head = group_by_head(qkv, plan, num_heads, 3)
         ctx.save_for_backward(by_head, table)
         ctx.plan, ctx.num_heads = plan, num_heads
-        return output
+        output = _attend_by_head(by_head, table, plan.group_height, plan.group_width)
+        return ungroup_by_head(output[None], plan, num_heads)
 
     @staticmethod
     @once_differentiable
@@ -90,15 +87,7 @@ class _AttendInMap(torch.autograd.Function):
         return gradients, grad_table.to(table.dtype), None, None
 
 
-def _attend_in_map(
-    qkv: Tensor, table: Tensor, plan: GroupPlan, num_heads: int
-) -> tuple[Tensor, Tensor]:
-    by_head = group_by_head(qkv, plan, num_heads, 3)
-    output = _attend_by_head(by_head, table, plan.group_height, plan.group_width)
-    return ungroup_by_head(output[None], plan, num_heads), by_head
-
-
-class _Attend(torch.autograd.Function):
+class _AttendInRuns(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: FunctionCtx, qkv: Tensor, table: Tensor, runs: Sequence[EqualGroups], num_heads: int
@@ -122,10 +111,39 @@ def attention_forward(
     output = qkv.new_empty(batch, tokens, channels // 3)
     for run, part in _split(runs):
         cropped = crop_table(table, run.height, run.width)
-        by_head = _by_head(qkv[:, part], run, 3, num_heads)
-        attended = _attend_by_head(by_head, cropped, run.height, run.width)
-        output[:, part] = _undo_by_head(attended[None], batch, run, num_heads)
+        output[:, part] = _attend_in_run(qkv[:, part], cropped, run, num_heads)
     return output
+
+
+def _attend_in_run(qkv: Tensor, table: Tensor, groups: EqualGroups, num_heads: int) -> Tensor:
+    batch, tokens, channels = qkv.shape
+    size = groups.height * groups.width
+    qkv = qkv.reshape(batch * groups.count, size, channels)
+    if _are_small(qkv, groups.height, groups.width):
+        output = qkv.new_empty(*qkv.shape[:2], channels // 3)
+        bias = expand_table(table).to(qkv.dtype)
+        for some in _tiles(len(qkv), FORWARD_SCORES // bias.numel()):
+            one = EqualGroups(1, groups.height, groups.width)
+            q, k, v = _by_head(qkv[some], one, 3, num_heads)
+            attended = _attend(q, k, v, bias)[None]
+            output[some] = _undo_by_head(attended, some.stop - some.start, one, num_heads)
+    else:
+        q, k, v = split_heads(qkv, num_heads)
+        output = _attend_in_pieces(q, k, v, table, groups.height, groups.width).transpose(1, 2)
+    return output.reshape(batch, tokens, channels // 3)
+
+
+def _are_small(qkv: Tensor, height: int, width: int) -> bool:
+    """Tell whether batched matrix products are the faster way.
+
+    PyTorch's fused CPU kernel takes one group after another, slowly for a few dozen tokens.
+    """
+    return qkv.device.type == "cpu" and height * width <= SMALL_GROUP
+
+
+def _tiles(count: int, at_once: int) -> Iterator[slice]:
+    step = max(1, at_once)
+    return (slice(first, min(first + step, count)) for first in range(0, count, step))
 
 
 def attention_backward(
@@ -174,42 +192,36 @@ def _at_least_float32(x: Tensor) -> Tensor:
 
 def _attend_by_head(qkv: Tensor, table: Tensor, height: int, width: int) -> Tensor:
     """Attend in groups of one shape: (3, groups * heads, tokens, dims) -> (groups * heads, ...)."""
-    if qkv.device.type == "cpu" and height * width <= SMALL_GROUP:
-        return _attend_in_small_groups(qkv, table)
-    return _attend_in_large_groups(qkv, table, height, width)
+    if _are_small(qkv, height, width):
+        bias = expand_table(table).to(qkv.dtype)
+        output = torch.empty_like(qkv[0])
+        for some in _tiles(len(output) // len(bias), FORWARD_SCORES // bias.numel()):
+            some = slice(some.start * len(bias), some.stop * len(bias))
+            output[some] = _attend(*qkv[:, some], bias)
+        return output
+    q, k, v = qkv.unflatten(1, (qkv.shape[1] // table.shape[-1], table.shape[-1]))
+    return _attend_in_pieces(q, k, v, table, height, width).flatten(0, 1)
 
 
-def _attend_in_small_groups(qkv: Tensor, table: Tensor) -> Tensor:
-    """Multiply matrices of many groups at a time, as few as the cache holds.
-
-    The fused kernel does one group after another, which is slower for a few dozen tokens.
-    """
-    q, k, v = qkv
-    bias = expand_table(table).to(q.dtype)
-    at_once = max(1, FORWARD_SCORES // bias.numel()) * len(bias)
-    repeated = bias.repeat(min(at_once, len(q)) // len(bias), 1, 1)
-    output = torch.empty_like(q)
-    for first in range(0, len(q), at_once):
-        some = slice(first, min(first + at_once, len(q)))
-        logits = torch.baddbmm(
-            repeated[: some.stop - first], q[some], k[some].mT, alpha=q.shape[-1] ** -0.5
-        )
-        torch.bmm(logits.softmax(dim=-1), v[some], out=output[some])
-    return output
+def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """Multiply matrices: (groups * heads, tokens, dims) each, and (heads, tokens, tokens)."""
+    bias = bias.repeat(len(q) // len(bias), 1, 1)
+    logits = torch.baddbmm(bias, q, k.mT, alpha=q.shape[-1] ** -0.5)
+    return logits.softmax(dim=-1) @ v
 
 
-def _attend_in_large_groups(qkv: Tensor, table: Tensor, height: int, width: int) -> Tensor:
-    num_heads = table.shape[-1]
-    q, k, v = qkv.unflatten(1, (qkv.shape[1] // num_heads, num_heads))
-    parts = [
+def _attend_in_pieces(
+    q: Tensor, k: Tensor, v: Tensor, table: Tensor, height: int, width: int
+) -> Tensor:
+    """Use PyTorch's fused attention, some queries at a time: (groups, heads, tokens, dims)."""
+    pieces = [
         # A bias wider than q is silently wrong in some of PyTorch's fused kernels.
         F.scaled_dot_product_attention(
             q[:, :, queries], k, v, attn_mask=expand_rows(table, rows).to(q.dtype)[None]
         )
-        for rows, queries in _split_queries(height, width, num_heads, FORWARD_BIAS_ENTRIES)
+        for rows, queries in _split_queries(height, width, q.shape[1], FORWARD_BIAS_ENTRIES)
     ]
-    output = torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
-    return output.flatten(0, 1)
+    return torch.cat(pieces, dim=2) if len(pieces) > 1 else pieces[0]
 
 
 def split_heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
