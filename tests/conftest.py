@@ -15,6 +15,10 @@ CPU_PATHS = ("sdpa", "plain")  # of attention; the fused one is compared in test
 NANO_CONFIG = CONFIGS / "detection/retinanet_crossformer-nano_fpn_toy-coco.py"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fuzz-cases", type=int, default=500, help="random cases of test_fuzz.py")
+
+
 def metrics_of(work_dir: Path) -> dict:
     """The metrics that the last test run wrote."""
     newest = max(work_dir.glob("*/*.json"), key=lambda file: file.stat().st_mtime_ns)
