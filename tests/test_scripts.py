@@ -31,8 +31,8 @@ def started(script: str, *arguments: str, **env: str) -> list[str]:
 
 def test_one_machine_finds_a_free_port():
     command = started("dist_train.sh", CONFIG, "2", "--amp")
-    assert command[:4] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    assert command[5:] == [CONFIG, "--amp", "--launcher", "pytorch"]
+    assert command[:3] == [str(ROOT / "tools/dist_run.py"), "--standalone", "--nproc_per_node=2"]
+    assert command[4:] == [CONFIG, "--amp", "--launcher", "pytorch"]
 
 
 def test_several_machines_meet_at_the_master():
@@ -45,14 +45,14 @@ def test_several_machines_meet_at_the_master():
 
 def test_the_third_argument_is_the_pretrained_file():
     command = started("dist_train.sh", CONFIG, "2", ANY_FILE, "--resume")
-    assert command[6:9] == ["--pretrained", ANY_FILE, "--resume"]
+    assert command[5:8] == ["--pretrained", ANY_FILE, "--resume"]
 
 
 @pytest.mark.parametrize("order", [("4", ANY_FILE), (ANY_FILE, "4")])
 def test_both_orders_of_dist_test_are_understood(order):
     command = started("dist_test.sh", CONFIG, *order, "--eval", "bbox")
     assert "--nproc_per_node=4" in command
-    assert command[5:9] == [CONFIG, ANY_FILE, "--eval", "bbox"]
+    assert command[4:8] == [CONFIG, ANY_FILE, "--eval", "bbox"]
 
 
 @pytest.mark.parametrize(
@@ -142,3 +142,10 @@ def test_a_second_call_installs_nothing(tmp_path):
     result = set_up(tmp_path)
     assert result.returncode == 0, result.stderr
     assert "pytest --version" in result.stdout
+
+
+def test_an_unknown_stack_is_named(tmp_path):
+    result = subprocess.run(
+        ["bash", str(ROOT / "tools/run_tests.sh"), "--stack", "mim"], capture_output=True, text=True
+    )
+    assert_one_line(result, "--stack mim", "onedl or openmmlab")

@@ -1,6 +1,14 @@
 #!/usr/bin/env bash
-# Set up what the tests need, once, and run them. Options go to pytest.
+# Set up what the tests need, once, and run them. Options go to pytest, but for one:
+# --stack onedl (the default) or openmmlab, the family of packages to test with.
 set -euo pipefail
+STACK=
+if [ "${1:-}" = --stack ]; then
+    STACK=${2:?error: --stack needs a value: onedl or openmmlab}
+    shift 2
+fi
 source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
 cd "$ROOT"
-exec "$PYTHON" -m pytest "$@"
+# Two processes with a thread each take less time than one with two.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+exec "$PYTHON" -m pytest -n 2 --dist loadfile "$@"

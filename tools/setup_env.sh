@@ -1,10 +1,28 @@
 # Sourced by quickstart.sh and run_tests.sh: leaves $PYTHON, an interpreter that has everything.
 # An active environment that has the OpenMMLab stack is used; otherwise .venv is made and filled,
-# once. CROSSFORMER_VENV names another place for it.
+# once. CROSSFORMER_VENV names another place for it. $STACK, if set, names the family of packages:
+# onedl (the default) or openmmlab, which gets .venv-openmmlab.
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-VENV=${CROSSFORMER_VENV:-$ROOT/.venv}
 NEEDED_GB=16
+case ${STACK:=} in
+    "" | onedl)
+        VENV=${CROSSFORMER_VENV:-$ROOT/.venv}
+        TORCH=(torch==2.11.0 torchvision==0.26.0 'numpy>=2.1,<2.3')
+        MMCV=(onedl-mmcv==2.3.6 onedl-mmengine==0.10.12)
+        FAMILY=onedl
+        ;;
+    openmmlab)
+        VENV=${CROSSFORMER_VENV:-$ROOT/.venv-openmmlab}
+        TORCH=(torch==2.1.2 torchvision==0.16.2 'numpy<2')
+        MMCV=(mmcv==2.1.0 mmengine==0.10.7)
+        FAMILY=openmmlab
+        ;;
+    *)
+        echo "error: --stack $STACK: choose onedl or openmmlab" >&2
+        exit 1
+        ;;
+esac
 
 die() {
     echo "error: $*" >&2
@@ -12,7 +30,15 @@ die() {
 }
 
 has_stack() {
-    "$1" -c 'import mmcv.ops, mmdet, mmpretrain, mmseg' >/dev/null 2>&1
+    "$1" - "$STACK" >/dev/null 2>&1 <<'PY'
+import sys
+from importlib.metadata import version
+
+import mmcv.ops, mmdet, mmpretrain, mmseg
+
+if sys.argv[1]:
+    version({"onedl": "onedl-mmcv", "openmmlab": "mmcv"}[sys.argv[1]])
+PY
 }
 
 has_project() {
@@ -20,7 +46,7 @@ has_project() {
 import sys
 from pathlib import Path
 
-import pytest, ruff, safetensors
+import pytest, ruff, safetensors, xdist
 import crossformer_mm
 
 assert Path(crossformer_mm.__file__).parents[1] == Path(sys.argv[1])
@@ -89,12 +115,12 @@ install_stack() {
     PYTHON=$VENV/bin/python
     local pip=("$PYTHON" -m pip install --disable-pip-version-check)
     # Newer setuptools have no pkg_resources, which some of the libraries import.
-    step "1/3 PyTorch (about 5 GB)" "${pip[@]}" torch==2.11.0 torchvision==0.26.0 'numpy>=2.1,<2.3' \
+    step "1/3 PyTorch (about 5 GB)" "${pip[@]}" "${TORCH[@]}" \
         'setuptools<81' wheel ninja psutil
     step "2/3 mmcv (compiles its operators, about 10 minutes on 2 cores, once)" \
-        "${pip[@]}" -v --no-build-isolation onedl-mmcv==2.3.6 onedl-mmengine==0.10.12
+        "${pip[@]}" -v --no-build-isolation "${MMCV[@]}"
     step "3/3 mmdet, mmseg, mmpretrain" \
-        "${pip[@]}" --no-build-isolation -e "$ROOT[onedl,dev]"
+        "${pip[@]}" --no-build-isolation -e "$ROOT[$FAMILY,dev]"
 }
 
 choose_environment() {

@@ -1,0 +1,1 @@
+"""Try a model on images and videos: what ``tools/demo.py`` does."""
