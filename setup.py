@@ -66,6 +66,9 @@ OPENMMLAB = [
     "numpy<2",
 ]
 
+# What tools/export.py writes and checks ONNX files with.
+EXPORT = ["onnx>=1.18", "onnxruntime>=1.20", "onnxscript>=0.5"]
+
 setup(
     name="crossformer_mm",
     version=read_version(),
@@ -76,6 +79,11 @@ setup(
     packages=find_packages(include=["crossformer_mm", "crossformer_mm.*"]),
     python_requires=">=3.10,<3.13",
     install_requires=["torch>=2.1", "numpy", "safetensors>=0.4"],
-    extras_require={"onedl": ONEDL, "openmmlab": OPENMMLAB, "dev": ["pytest>=7.3", "ruff"]},
+    extras_require={
+        "onedl": ONEDL,
+        "openmmlab": OPENMMLAB,
+        "export": EXPORT,
+        "dev": ["pytest>=7.3", "pytest-xdist>=3", "ruff", *EXPORT],
+    },
     cmdclass={"build_py": BuildWithMim},
 )

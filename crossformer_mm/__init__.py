@@ -1,21 +1,35 @@
 """CrossFormer and CrossFormer++ for mmpretrain, mmdet and mmseg.
 
 Importing this package registers the backbone in mmengine's root registry, where the configs of
-all three libraries find it as ``type='CrossFormer'``, and the classifiers in mmpretrain's model
-hub. From then on mmengine reads checkpoints without running code in them.
+all three libraries find it as ``type='CrossFormer'``, and with it the layer-wise learning rate
+decay and the check of losses; and it registers the classifiers in mmpretrain's model hub. From
+then on mmengine reads checkpoints without running code in them.
 """
 
-from crossformer_mm.requirements import check_installed
+import sys
+
 from crossformer_mm.version import __version__
 
-check_installed()
+__all__ = ["__version__"]
 
-from crossformer_mm.checkpoint_loading import use_safe_loader  # noqa: E402
-from crossformer_mm.model_hub import register_classifiers  # noqa: E402
-from crossformer_mm.models import CrossFormer  # noqa: E402
-from crossformer_mm.transforms import CheckSegLabels  # noqa: E402
+# The doctor has to start where what the rest needs is missing.
+if "crossformer_mm.doctor" not in sys.orig_argv:
+    from crossformer_mm.requirements import check_installed
 
-__all__ = ["CheckSegLabels", "CrossFormer", "__version__"]
+    check_installed()
 
-register_classifiers()
-use_safe_loader()
+    from crossformer_mm.checkpoint_loading import use_safe_loader
+    from crossformer_mm.layer_decay import CrossFormerLayerDecayConstructor
+    from crossformer_mm.loss_check import LossCheckHook
+    from crossformer_mm.model_hub import register_classifiers
+    from crossformer_mm.models import CrossFormer
+    from crossformer_mm.transforms import CheckSegLabels
+
+    __all__ += [
+        "CheckSegLabels",
+        "CrossFormer",
+        "CrossFormerLayerDecayConstructor",
+        "LossCheckHook",
+    ]
+    register_classifiers()
+    use_safe_loader()

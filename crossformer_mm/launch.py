@@ -4,7 +4,7 @@ import os
 import re
 from argparse import SUPPRESS, ArgumentParser
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
@@ -17,10 +17,13 @@ from torch import nn
 
 from crossformer_mm.data_paths import find_missing_data, move_paths
 from crossformer_mm.hooks import CheckpointMatchHook
+from crossformer_mm.loss_check import LossCheckHook
 from crossformer_mm.models import GroupedAttention
+from crossformer_mm.repeatable import SeedEachIterationHook
 from crossformer_mm.requirements import HOW_TO_INSTALL
 from crossformer_mm.runner import DataCheckingRunner
 from crossformer_mm.safe_load import CheckpointError
+from crossformer_mm.training_checkpoints import WholeCheckpointsHook
 
 SCOPES = ("mmpretrain", "mmdet", "mmseg")
 
@@ -93,18 +96,24 @@ def check_file(path: str | None, argument: str) -> None:
 
 
 @contextmanager
-def checkpoint_errors_in_one_line() -> Iterator[None]:
-    """End the program with one line when a checkpoint cannot be used."""
+def errors_in_one_line(*kinds: type[Exception]) -> Iterator[None]:
+    """End the program with one line at an error of one of these kinds."""
     try:
         yield
-    except CheckpointError as error:
+    except kinds as error:
         fail(str(error))
+
+
+def checkpoint_errors_in_one_line() -> AbstractContextManager:
+    """End the program with one line when a checkpoint cannot be used."""
+    return errors_in_one_line(CheckpointError)
 
 
 def build_runner(cfg: Config, launcher: str, all_weights_needed: bool) -> Runner:
     """Start the process group and build the runner that the config describes.
 
-    Checkpoints are read without running code in them, and the runner says what matched.
+    Checkpoints are read without running code in them, and the runner says what matched. Training
+    stops at a loss that is NaN or infinite, unless the config says ``check_loss=False``.
 
     Args:
         cfg: The config.
@@ -116,6 +125,10 @@ def build_runner(cfg: Config, launcher: str, all_weights_needed: bool) -> Runner
     replaced = [] if torch.cuda.is_available() else replace_gpu_only_parts(cfg)
     runner = DataCheckingRunner.from_cfg(cfg)
     runner.register_hook(CheckpointMatchHook(all_weights_needed, cfg.get("resume", False)))
+    runner.register_hook(WholeCheckpointsHook())
+    runner.register_hook(SeedEachIterationHook())
+    if cfg.get("check_loss", True):
+        runner.register_hook(LossCheckHook())
     print_log(f"Running on {_describe_devices(launcher)}", logger="current")
     print_log(f"Attention path: {_describe_attention(runner.model)}", logger="current")
     for line in replaced:

@@ -1,17 +1,20 @@
 """Find the checkpoint from which an interrupted training goes on."""
 
+import logging
 import re
-import zipfile
 from pathlib import Path
 
 from mmengine.logging import print_log
+
+from crossformer_mm.safe_load import CheckpointError, UnsafeCheckpointError, load_file
 
 
 def find_checkpoint_to_resume(work_dir: str | Path) -> Path | None:
     """Return the last complete ``epoch_N.pth`` or ``iter_N.pth`` of a work directory.
 
-    A training that is killed while it writes leaves an incomplete file, or an empty
-    ``last_checkpoint`` note; so the files themselves are looked at, newest first.
+    A machine that fails, or mmengine itself if it is killed while it writes, leaves an incomplete
+    file, or an empty ``last_checkpoint`` note; so the files themselves are read, newest first,
+    with a warning on each that is cut off or damaged.
     """
     numbered = {
         int(found[1]): path
@@ -19,9 +22,17 @@ def find_checkpoint_to_resume(work_dir: str | Path) -> Path | None:
         if (found := re.fullmatch(r"(?:epoch|iter)_(\d+)\.pth", path.name))
     }
     for number in sorted(numbered, reverse=True):
-        path = numbered[number]
-        # The table of contents stands at the end of the file, and is written last.
-        if zipfile.is_zipfile(path):
-            return path
-        print_log(f"{path} is incomplete and is passed over", logger="current", level=30)
+        if _is_complete(numbered[number]):
+            return numbered[number]
     return None
+
+
+def _is_complete(path: Path) -> bool:
+    try:
+        load_file(path, "meta")
+    except UnsafeCheckpointError:
+        return True  # refused, with the reason, when it is loaded
+    except CheckpointError as error:
+        print_log(f"{error}: it is passed over", logger="current", level=logging.WARNING)
+        return False
+    return True

@@ -1,4 +1,4 @@
-"""The runner of the tools: mmengine's, with errors in the data that name the file."""
+"""The runner of the tools: mmengine's, with errors that name the file and repeatable data."""
 
 from collections.abc import Mapping
 
@@ -7,6 +7,7 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader, Dataset
 
 from crossformer_mm.compilation import compile_backbone
+from crossformer_mm.repeatable import seed_before_each_sample, with_seeding_sampler
 
 
 class DataError(RuntimeError):
@@ -56,15 +57,16 @@ class DataCheckingRunner(Runner):
     def build_dataloader(
         dataloader: DataLoader | dict, *args: object, **kwargs: object
     ) -> DataLoader:
-        """Build a data loader; arguments as mmengine's.
+        """Build a data loader; arguments as mmengine's. Each sample has its own random numbers.
 
         Raises:
             DataError: If the data set cannot be read or is empty.
         """
         try:
-            loader = Runner.build_dataloader(dataloader, *args, **kwargs)
+            loader = Runner.build_dataloader(with_seeding_sampler(dataloader), *args, **kwargs)
         except Exception as error:
             raise DataError(f"{_describe_place(dataloader)} cannot be read: {error}") from error
+        seed_before_each_sample(loader.dataset)
         for dataset in _walk(loader.dataset):
             pipeline = getattr(dataset, "pipeline", None)
             if isinstance(pipeline, Compose) and not isinstance(pipeline, NamingPipeline):

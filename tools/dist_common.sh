@@ -25,6 +25,6 @@ launch() {
             --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="${PORT:-29500}"
         )
     fi
-    exec "${PYTHON:-python}" -m torch.distributed.run "${rendezvous[@]}" \
+    exec "${PYTHON:-python}" "$TOOLS/dist_run.py" "${rendezvous[@]}" \
         --nproc_per_node="$gpus" "$TOOLS/$tool" "$@" --launcher pytorch
 }

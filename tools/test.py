@@ -5,6 +5,7 @@ from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
 
+from crossformer_mm.interruption import interruption_in_one_line
 from crossformer_mm.launch import (
     add_common_arguments,
     build_runner,
@@ -90,7 +91,12 @@ def draw_predictions(cfg: Config, folder: Path) -> None:
 
 def main() -> None:
     """Test."""
-    args = parse_args()
+    with interruption_in_one_line():
+        test(parse_args())
+
+
+def test(args: argparse.Namespace) -> None:
+    """Test as the command line says."""
     cfg = load_config(args.config, args.cfg_options, args.work_dir)
     apply_options(cfg, args)
     check_data(cfg, "test_dataloader")

@@ -4,17 +4,20 @@ import argparse
 
 from mmengine.config import Config
 
+from crossformer_mm.interruption import interruption_in_one_line
 from crossformer_mm.launch import (
     add_common_arguments,
     build_runner,
     check_amp,
     check_data,
     check_file,
-    checkpoint_errors_in_one_line,
+    errors_in_one_line,
     load_config,
     require,
 )
+from crossformer_mm.loss_check import InvalidLossError
 from crossformer_mm.resume import find_checkpoint_to_resume
+from crossformer_mm.safe_load import CheckpointError
 
 
 def parse_args() -> argparse.Namespace:
@@ -60,11 +63,16 @@ def apply_options(cfg: Config, args: argparse.Namespace) -> None:
 
 def main() -> None:
     """Train."""
-    args = parse_args()
+    with interruption_in_one_line("--resume goes on from the last checkpoint"):
+        train(parse_args())
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train as the command line says."""
     cfg = load_config(args.config, args.cfg_options, args.work_dir)
     apply_options(cfg, args)
     check_data(cfg, "train_dataloader", "val_dataloader")
-    with checkpoint_errors_in_one_line():
+    with errors_in_one_line(CheckpointError, InvalidLossError):
         build_runner(cfg, args.launcher, all_weights_needed=cfg.get("resume", False)).train()
 
 

@@ -58,11 +58,16 @@ def plan_groups(
     if not long_distance:
         return GroupPlan(height, width, group_size, group_size, interval=1)
     if lda_mode == "fixed_interval":
-        rows, columns = -(-height // interval), -(-width // interval)
+        rows, columns = _divide_up(height, interval), _divide_up(width, interval)
         return GroupPlan(height, width, rows, columns, interval)
     if lda_mode == "adaptive_interval":
-        interval = -(-max(height, width) // group_size)
+        interval = _divide_up(max(height, width), group_size)
     return GroupPlan(height, width, group_size, group_size, interval)
+
+
+def _divide_up(length: int, part: int) -> int:
+    # Not -(-length // part): in ONNX, division rounds towards zero.
+    return (length + part - 1) // part
 
 
 def partition(x: Tensor, plan: GroupPlan) -> Tensor:

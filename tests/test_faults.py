@@ -1,0 +1,388 @@
+"""Training that is killed, interrupted, or out of disk space goes on as if nothing had happened."""
+
+import multiprocessing
+import os
+import random
+import resource
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import NamedTuple
+
+import mmengine.runner.runner
+import numpy as np
+import pytest
+import torch
+from conftest import NANO_CONFIG, ROOT
+
+from crossformer_mm.repeatable import SeedingSampler
+from crossformer_mm.runner import DataCheckingRunner
+from crossformer_mm.safe_load import CheckpointError, load_file
+from crossformer_mm.training_checkpoints import WholeFileBackend
+
+TRAIN = ROOT / "tools/train.py"
+KILLS = 20
+ITERATIONS = 24
+
+
+def run_train(log: Path, arguments: list[str], largest_file: int | None) -> None:
+    """Run the training tool in this process, which is a new one."""
+    with log.open("xb", buffering=0) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    if largest_file is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    # Compilers and drivers are asked for their versions, which takes longer than the training.
+    mmengine.runner.runner.collect_env = dict
+    sys.argv = [TRAIN.name, *arguments]
+    runpy.run_path(str(TRAIN), run_name="__main__")
+
+
+class Training(NamedTuple):
+    """A training in a new process, and what it writes on the screen."""
+
+    process: BaseProcess
+    work_dir: Path
+    log: Path
+
+    def wait_for(self, happened: Callable[[], object]) -> None:
+        """Look again and again until something has happened."""
+        deadline = time.monotonic() + 120
+        while not happened():
+            assert self.process.is_alive() and time.monotonic() < deadline, self.said[-3000:]
+            time.sleep(0.0005)
+
+    def finish(self, status: int) -> None:
+        """Wait for the end and check the exit status."""
+        self.process.join(timeout=200)
+        assert self.process.exitcode == status, self.said[-3000:]
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text() if self.log.exists() else ""
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether it is past loading: the next it does is the first iteration."""
+        return "Checkpoints will be saved" in self.said
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether a checkpoint is half written, or was when the process was killed."""
+        return any(self.work_dir.glob(f".*.{self.process.pid}.tmp"))
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory, toy_coco) -> Iterator[Callable]:
+    """Start a training of few small images that resumes if it can.
+
+    The new process has the libraries imported: it is forked from a server, which has no threads.
+    """
+    folder = tmp_path_factory.mktemp("trainings")
+    config = folder / "fault.py"
+    config.write_text(
+        f"_base_ = {str(NANO_CONFIG)!r}\n"
+        "model = dict(backbone=dict(drop_path_rate=0.3))\n"
+        "pipeline = _base_.train_pipeline\n"
+        "pipeline[2].scale = (96, 96)\n"
+        "train_dataloader = dict(batch_size=2, persistent_workers=False,\n"
+        "    sampler=dict(type='InfiniteSampler', _delete_=True), batch_sampler=None,\n"
+        f"    dataset=dict(data_root={f'{toy_coco}/'!r}, pipeline=pipeline))\n"
+        "val_dataloader = val_evaluator = val_cfg = None\n"
+        f"train_cfg = dict(type='IterBasedTrainLoop', max_iters={ITERATIONS}, _delete_=True)\n"
+        "default_hooks = dict(logger=dict(interval=1),\n"
+        "    checkpoint=dict(by_epoch=False, interval=1, max_keep_ckpts=2))\n"
+        "randomness = dict(seed=0, deterministic=True)\n"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("PYTHONPATH", os.pathsep.join((str(ROOT), str(ROOT / "tests"))))
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["mmdet.models", "mmdet.datasets", "test_faults"])
+
+        def start(
+            work_dir: Path,
+            iterations: int = ITERATIONS,
+            workers: int = 0,
+            largest_file: int | None = None,
+        ) -> Training:
+            log = folder / f"log{len(list(folder.iterdir()))}.txt"
+            arguments = [config, "--work-dir", work_dir, "--resume"]
+            arguments += ["--cfg-options", f"train_cfg.max_iters={iterations}"]
+            arguments += [f"train_dataloader.num_workers={workers}"]
+            process = context.Process(
+                target=run_train, args=(log, [*map(str, arguments)], largest_file)
+            )
+            process.start()
+            return Training(process, work_dir, log)
+
+        yield start
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, start) -> Path:
+    """A work directory of a training that nothing interrupted.
+
+    Its data are loaded in another process, which leaves other random numbers to the model.
+    """
+    training = start(tmp_path_factory.mktemp("whole"), workers=1)
+    training.finish(0)
+    return training.work_dir
+
+
+def checkpoints(work_dir: Path) -> list[str]:
+    """Names, from the oldest to the newest."""
+    return sorted(
+        (path.name for path in work_dir.glob("iter_*.pth")),
+        key=lambda name: int(name[len("iter_") : -len(".pth")]),
+    )
+
+
+def assert_same_state(one: Path, other: Path) -> None:
+    """Compare all weights and the state of the optimizer, to the last bit."""
+    one, other = load_file(one), load_file(other)
+    assert one["state_dict"].keys() == other["state_dict"].keys()
+    for name, value in one["state_dict"].items():
+        assert torch.equal(value, other["state_dict"][name]), name
+    states, others = one["optimizer"]["state"], other["optimizer"]["state"]
+    assert states.keys() == others.keys() and states
+    for number, state in states.items():
+        assert all(torch.equal(value, others[number][key]) for key, value in state.items())
+
+
+def kill_at_random(training: Training, kill: int, rng: random.Random) -> None:
+    """Kill while a checkpoint is written, at any moment from the start, or after a checkpoint."""
+    before = set(checkpoints(training.work_dir))
+
+    def written() -> int:
+        return len(set(checkpoints(training.work_dir)) - before)
+
+    if kill % 2:
+        training.wait_for(lambda: training.is_writing)
+    elif kill % 4:
+        moment = time.monotonic() + rng.uniform(0, 2)
+        training.wait_for(lambda: time.monotonic() > moment or written())
+    else:
+        training.wait_for(written)
+        moment = time.monotonic() + rng.uniform(0, 0.3)
+        training.wait_for(lambda: time.monotonic() > moment or written() > 1)
+    os.kill(training.process.pid, signal.SIGKILL)
+    training.finish(-signal.SIGKILL)
+
+
+def test_training_killed_twenty_times_ends_with_the_same_weights(whole, start, tmp_path):
+    rng = random.Random(6)
+    killed_while_writing = 0
+    last = f"iter_{ITERATIONS}.pth"
+    for kill in range(KILLS):
+        before = checkpoints(tmp_path)
+        training = start(tmp_path)
+        kill_at_random(training, kill, rng)
+        killed_while_writing += training.is_writing
+        after = checkpoints(tmp_path)
+        assert last not in after
+        # What was there is there, or newer ones are; and all of it is whole.
+        assert len(after) >= min(2, len(before))
+        for name in after:
+            load_file(tmp_path / name)
+    assert killed_while_writing >= 3
+    training = start(tmp_path)
+    training.finish(0)
+    assert f"Resuming from {tmp_path}/{after[-1]}" in training.said
+    assert_same_state(tmp_path / last, whole / last)
+    assert not list(tmp_path.glob(".*"))  # what the killed ones had begun to write
+
+
+@pytest.mark.parametrize("damage", ["cut off", "damaged"])
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(whole, start, tmp_path, damage):
+    before, last = checkpoints(whole)
+    for name in (before, last):
+        (tmp_path / name).write_bytes((whole / name).read_bytes())
+    size = (tmp_path / last).stat().st_size
+    if damage == "cut off":
+        os.truncate(tmp_path / last, size - 100)
+    else:
+        with (tmp_path / last).open("r+b") as file:
+            file.seek(size // 2)
+            file.write(bytes(100_000))
+    training = start(tmp_path)
+    training.finish(0)
+    assert f"WARNING - {tmp_path}/{last} is {damage}: " in training.said
+    assert f"Resuming from {tmp_path}/{before}" in training.said
+    assert_same_state(tmp_path / last, whole / last)
+
+
+def test_a_full_disk_leaves_the_checkpoints_that_were_there(whole, start, tmp_path):
+    kept = {}
+    for name in checkpoints(whole):
+        kept[name] = (whole / name).read_bytes()
+        (tmp_path / name).write_bytes(kept[name])
+    training = start(tmp_path, ITERATIONS + 1, largest_file=2**20)
+    training.finish(1)
+    assert "Traceback" not in training.said
+    error = f"error: {tmp_path}/iter_{ITERATIONS + 1}.pth cannot be written: File too large"
+    assert training.said.splitlines()[-1] == error
+    assert checkpoints(tmp_path) == list(kept)
+    assert all((tmp_path / name).read_bytes() == content for name, content in kept.items())
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("moment", ["is_writing", "has_begun"])
+def test_an_interruption_ends_training_in_one_line(start, tmp_path, moment):
+    training = start(tmp_path)
+    training.wait_for(lambda: getattr(training, moment))
+    os.kill(training.process.pid, signal.SIGINT)
+    training.finish(130)
+    assert "Traceback" not in training.said and "Exception" not in training.said
+    line = "interrupted: --resume goes on from the last checkpoint"
+    assert training.said.splitlines()[-1] == line
+    assert not list(tmp_path.glob(".*"))
+    for name in checkpoints(tmp_path):
+        load_file(tmp_path / name)
+
+
+def test_outdated_checkpoints_go_once_the_next_is_written(tmp_path):
+    old, new = tmp_path / "iter_1.pth", tmp_path / "iter_2.pth"
+    backend = WholeFileBackend()
+    backend.put(b"old", old)
+    backend.remove(old)
+    with pytest.raises(CheckpointError, match=f"{old}/new.pth cannot be written: "):
+        WholeFileBackend().put(b"new", old / "new.pth")
+    assert old.read_bytes() == b"old"
+    WholeFileBackend().put(b"new", new)
+    assert [*tmp_path.iterdir()] == [new]
+
+
+class Dice(torch.utils.data.Dataset):
+    """Throws three generators' dice for each sample."""
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index: int) -> tuple:
+        thrown = random.getrandbits(32), int(np.random.randint(2**31)), int(torch.randint(9**9, ()))
+        return int(index), *thrown
+
+
+def throws(sampler: str, workers: int, batches: int, batch_size: int = 3, skip: int = 0) -> list:
+    """The samples of some batches, of two epochs if the sampler has epochs."""
+    config = dict(type=sampler)
+    loader = DataCheckingRunner.build_dataloader(
+        dict(dataset=Dice(), sampler=config, num_workers=workers, batch_size=batch_size), seed=5
+    )
+    assert isinstance(loader.sampler, SeedingSampler)
+    if skip:
+        loader.sampler.skip(skip * batch_size)
+    samples = []
+    for epoch in range(2 if sampler == "DefaultSampler" else 1):
+        loader.sampler.set_epoch(epoch)
+        for _, batch in zip(range(batches), loader, strict=False):
+            samples += zip(*batch, strict=True)
+    return samples
+
+
+@pytest.mark.parametrize("sampler", ["DefaultSampler", "InfiniteSampler"])
+def test_random_numbers_of_a_sample_depend_on_its_place_only(monkeypatch, sampler):
+    alone = throws(sampler, workers=0, batches=4)
+    assert len({sample[1] for sample in alone}) == len(alone) >= 12
+    assert throws(sampler, workers=2, batches=4) == alone
+    shares = []
+    for rank in (0, 1):
+        for module in ("crossformer_mm.repeatable", "mmengine.dataset.sampler"):
+            monkeypatch.setattr(f"{module}.get_dist_info", lambda rank=rank: (rank, 2))
+        shares.append(throws(sampler, workers=0, batches=2))
+    assert sorted(shares[0] + shares[1]) == sorted(alone)
+
+
+def test_skipped_samples_keep_their_random_numbers():
+    from mmengine.dataset import InfiniteSampler
+
+    if not hasattr(InfiniteSampler, "skip"):
+        pytest.skip("this mmengine loads all samples again when it resumes")
+    whole = throws("InfiniteSampler", workers=0, batches=6)
+    assert throws("InfiniteSampler", workers=0, batches=2, skip=4) == whole[12:]
+
+
+def living_processes(mark: str) -> dict[int, dict[str, str]]:
+    """The environments of the living processes that have a mark in theirs, by process."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            entries = (folder / "environ").read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            continue  # ended meanwhile, or another user's
+        environment = dict(entry.split("=", 1) for entry in entries if "=" in entry)
+        if environment.get("FAULT_TEST") == mark:  # a zombie has no environment
+            found[int(folder.name)] = environment
+    return found
+
+
+def wait_for_the_end_of(mark: str) -> None:
+    """Data workers look every five seconds whether their process is alive."""
+    deadline = time.monotonic() + 30
+    while left := living_processes(mark):
+        assert time.monotonic() < deadline, f"still there: {left.keys()}"
+        time.sleep(0.01)
+
+
+def train_on_two_processes(
+    toy_coco: Path, work_dir: Path, when_it_trains: Callable[[subprocess.Popen, str], None]
+) -> tuple[int, str]:
+    """Call a function with the job and its mark once two processes with workers train.
+
+    Return the exit status and what was on the screen; no process is left then.
+    """
+    mark, said = str(work_dir), ""
+    command = ["bash", ROOT / "tools/dist_train.sh", NANO_CONFIG, "2", "--work-dir", work_dir]
+    command += ["--cfg-options", f"data_root={toy_coco}/", "train_cfg.max_epochs=1000"]
+    command += ["default_hooks.logger.interval=1", "default_hooks.checkpoint.interval=1000"]
+    command += ["train_cfg.val_interval=1000", "train_dataloader.batch_size=4"]
+    environment = {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "FAULT_TEST": mark}
+    with subprocess.Popen(
+        [str(part) for part in command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, **environment},
+    ) as job:
+        try:
+            for line in job.stdout:
+                if "Epoch(train)" in line and "Epoch(train)" not in said:
+                    when_it_trains(job, mark)
+                said += line
+            wait_for_the_end_of(mark)
+        finally:
+            for process in living_processes(mark):
+                os.kill(process, signal.SIGKILL)
+    return job.returncode, said
+
+
+def test_one_dead_process_of_two_ends_the_job(toy_coco, tmp_path):
+    killed = []
+
+    def kill_the_second(job: subprocess.Popen, mark: str) -> None:
+        processes = living_processes(mark).items()
+        second, *workers = sorted(process for process, env in processes if env.get("RANK") == "1")
+        assert workers
+        killed.append(second)
+        os.kill(second, signal.SIGKILL)
+
+    status, said = train_on_two_processes(toy_coco, tmp_path, kill_the_second)
+    assert status == 1
+    cause = said[said.index("Root Cause") :]
+    assert "rank      : 1 " in cause
+    assert f"Signal 9 (SIGKILL) received by PID {killed[0]}" in cause
+
+
+def test_an_interruption_of_two_processes_leaves_none(toy_coco, tmp_path):
+    status, said = train_on_two_processes(
+        toy_coco, tmp_path, lambda job, mark: job.send_signal(signal.SIGINT)
+    )
+    assert status == 130
+    assert "Traceback" not in said
+    assert said.count("interrupted: ") == 1

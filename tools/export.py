@@ -1,0 +1,117 @@
+"""Write a model as an ONNX file, with PyTorch's current exporter.
+
+The file holds what is one graph of tensors: a classifier's logits; the logits of a segmentor's
+decode head, before they are resized to the image; of a one-stage detector scores and boxes of every
+level; of a two-stage detector the maps of its neck and the outputs of its RPN. It takes normalised
+images; mean, deviation and order of channels stand in its metadata. It is run by onnxruntime, on
+images of several sizes with --dynamic, and kept only if it computes what PyTorch does.
+"""
+
+import argparse
+import json
+import logging
+from pathlib import Path
+
+from mmengine.config import Config
+
+from crossformer_mm.export.dense_part import load_dense_part
+from crossformer_mm.export.errors import ExportError
+from crossformer_mm.export.onnx_file import TOLERANCE, check_installed, write_onnx
+from crossformer_mm.launch import (
+    add_config_arguments,
+    check_file,
+    checkpoint_errors_in_one_line,
+    fail,
+    load_config,
+)
+
+MIN_SIDE = 32
+DEFAULT_SHAPES = {"mmpretrain": (224, 224), "mmdet": (800, 1280), "mmseg": (512, 512)}
+DEFAULT_DYNAMIC_SHAPE = (512, 640)
+
+
+def parse_args() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_config_arguments(parser)
+    parser.add_argument("checkpoint", help="checkpoint file")
+    parser.add_argument("out", metavar="OUT.onnx", type=Path, help="file to write")
+    parser.add_argument(
+        "--shape",
+        type=int,
+        nargs=2,
+        metavar=("H", "W"),
+        help="height and width of the image; if not given, 224 224 for a classifier, 800 1280 for "
+        "a detector, 512 512 for a segmentor, 512 640 with --dynamic",
+    )
+    parser.add_argument(
+        "--dynamic",
+        action="store_true",
+        help="any batch size, and any height and width for which every map is larger than a "
+        "group: from 225 to 4096 pixels for the published models",
+    )
+    return parser.parse_args()
+
+
+def choose_shape(args: argparse.Namespace, cfg: Config) -> tuple[int, int]:
+    """Height and width: what the command line says, or the default of the config's task."""
+    if args.shape is None and args.dynamic:
+        return DEFAULT_DYNAMIC_SHAPE
+    if args.shape is None:
+        if cfg.get("default_scope") not in DEFAULT_SHAPES:
+            fail(f"the config's default_scope is none of {', '.join(DEFAULT_SHAPES)}: give --shape")
+        return DEFAULT_SHAPES[cfg.default_scope]
+    if min(args.shape) < MIN_SIDE:
+        fail(f"--shape {args.shape[0]} {args.shape[1]}: sides must be at least {MIN_SIDE} pixels")
+    return tuple(args.shape)
+
+
+def describe_input(cfg: Config) -> dict[str, str]:
+    """What the images of the file must be, from the config's data preprocessor."""
+    preprocessor = cfg.model.get("data_preprocessor") or cfg.get("data_preprocessor") or {}
+    to_rgb = preprocessor.get("bgr_to_rgb", preprocessor.get("to_rgb", False))
+    values = dict(
+        mean=preprocessor.get("mean", [0, 0, 0]),
+        std=preprocessor.get("std", [1, 1, 1]),
+        channel_order="RGB" if to_rgb else "BGR",
+        pad_size_divisor=preprocessor.get("pad_size_divisor", 1),
+        config=Path(cfg.filename).name,
+    )
+    return {
+        name: value if isinstance(value, str) else json.dumps(value)
+        for name, value in values.items()
+    }
+
+
+def main() -> None:
+    """Export, compare and print."""
+    args = parse_args()
+    logging.disable(logging.INFO)
+    if args.out.suffix != ".onnx":
+        fail(f"OUT {args.out} must end with .onnx")
+    if not args.out.parent.is_dir():
+        fail(f"OUT {args.out}: folder {args.out.parent} does not exist")
+    cfg = load_config(args.config, args.cfg_options)
+    if "backbone" not in cfg.get("model", {}):
+        fail(f"config {args.config} has no model with a backbone")
+    check_file(args.checkpoint, "checkpoint")
+    shape = choose_shape(args, cfg)
+    try:
+        check_installed()
+        with checkpoint_errors_in_one_line():
+            part = load_dense_part(cfg, args.checkpoint, args.dynamic)
+        comparisons = write_onnx(part, shape, args.dynamic, args.out, describe_input(cfg))
+    except ExportError as error:
+        fail(str(error))
+    for found in comparisons:
+        print(f"images {found.shape}: {found.output} deviates most, by {found.deviation:.1e}")
+    worst = max(found.deviation for found in comparisons)
+    print(
+        f"Maximum deviation from PyTorch: {worst:.1e} of an output's largest value "
+        f"({TOLERANCE:.0e} is allowed)"
+    )
+    print(f"Wrote {args.out}, for normalised float32 images (B, C, H, W)")
+
+
+if __name__ == "__main__":
+    main()
