@@ -83,7 +83,7 @@ setup(
         "onedl": ONEDL,
         "openmmlab": OPENMMLAB,
         "export": EXPORT,
-        "dev": ["pytest>=7.3", "pytest-xdist>=3", "ruff", *EXPORT],
+        "dev": ["pytest>=7.3", "pytest-xdist>=3", "ruff", "tensorboard", *EXPORT],
     },
     cmdclass={"build_py": BuildWithMim},
 )

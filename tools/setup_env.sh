@@ -46,7 +46,7 @@ has_project() {
 import sys
 from pathlib import Path
 
-import onnxruntime, onnxscript, pytest, ruff, safetensors, xdist
+import onnxruntime, onnxscript, pytest, ruff, safetensors, tensorboard, xdist
 import crossformer_mm
 
 assert Path(crossformer_mm.__file__).parents[1] == Path(sys.argv[1])
