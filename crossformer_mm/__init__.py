@@ -7,6 +7,7 @@ then on mmengine reads checkpoints without running code in them.
 """
 
 import sys
+from importlib import import_module
 
 from crossformer_mm.version import __version__
 
@@ -19,8 +20,8 @@ if "crossformer_mm.doctor" not in sys.orig_argv:
     check_installed()
 
     from crossformer_mm.checkpoint_loading import use_safe_loader
+    from crossformer_mm.import_hooks import when_imported
     from crossformer_mm.layer_decay import CrossFormerLayerDecayConstructor
-    from crossformer_mm.loss_check import LossCheckHook
     from crossformer_mm.model_hub import register_classifiers
     from crossformer_mm.models import CrossFormer
     from crossformer_mm.transforms import CheckSegLabels
@@ -29,7 +30,8 @@ if "crossformer_mm.doctor" not in sys.orig_argv:
         "CheckSegLabels",
         "CrossFormer",
         "CrossFormerLayerDecayConstructor",
-        "LossCheckHook",
     ]
     register_classifiers()
     use_safe_loader()
+    # Hooks import OpenCV, which the backbone does not need.
+    when_imported("mmengine.hooks", lambda _: import_module("crossformer_mm.loss_check"))

@@ -24,8 +24,8 @@ from mmengine.runner import Runner
 from mmengine.utils import digit_version
 from torch import Tensor, nn
 
-from crossformer_mm import CrossFormer, CrossFormerLayerDecayConstructor, LossCheckHook, launch
-from crossformer_mm.loss_check import InvalidLossError
+from crossformer_mm import CrossFormer, CrossFormerLayerDecayConstructor, launch
+from crossformer_mm.loss_check import InvalidLossError, LossCheckHook
 from crossformer_mm.models import CrossFormerBlock
 from crossformer_mm.safe_load import load_file
 
