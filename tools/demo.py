@@ -18,7 +18,6 @@ from rich.progress import Progress
 from crossformer_mm.demo.class_names import find_dataset_meta
 from crossformer_mm.demo.drawing import Painter
 from crossformer_mm.demo.inputs import find_files
-from crossformer_mm.demo.model import load_model
 from crossformer_mm.demo.naming import place_results
 from crossformer_mm.demo.prediction import Predictor
 from crossformer_mm.demo.run import Demo
@@ -30,6 +29,7 @@ from crossformer_mm.launch import (
     fail,
     load_config,
 )
+from crossformer_mm.trained_model import load_model
 
 
 def parse_args() -> argparse.Namespace:

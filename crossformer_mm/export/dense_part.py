@@ -2,17 +2,13 @@
 
 from collections.abc import Sequence
 
+import torch
 from mmengine.config import Config
-from mmengine.model import revert_sync_batchnorm
 from torch import Tensor, nn
 
-from crossformer_mm.checkpoint import extract_state_dict
-from crossformer_mm.checkpoint_loading import load_from_safe
 from crossformer_mm.export.any_size import replace_size_dependent
 from crossformer_mm.export.errors import ExportError
-from crossformer_mm.flops import build_model
-from crossformer_mm.matching import describe_mismatch, shapes_of
-from crossformer_mm.safe_load import CheckpointError
+from crossformer_mm.trained_model import load_model
 
 # What a detection head returns, each for every level.
 HEAD_OUTPUTS = ("cls_score", "bbox_pred")
@@ -103,12 +99,5 @@ def load_dense_part(cfg: Config, checkpoint: str, dynamic: bool) -> DensePart:
         ExportError: If the model has no dense head.
     """
     cfg.model.backbone.attention_path = "sdpa" if dynamic else "plain"
-    # SyncBN is BN with the same weights, and BN needs no GPU.
-    model = revert_sync_batchnorm(build_model(cfg)).eval().requires_grad_(False)
-    weights = extract_state_dict(load_from_safe(checkpoint, "cpu"), checkpoint)
-    own = shapes_of(model.state_dict())
-    if any(name not in weights or weights[name].shape != own[name] for name in own):
-        problems = describe_mismatch(weights, own)
-        raise CheckpointError(f"checkpoint {checkpoint} does not fit this model: {problems}")
-    model.load_state_dict(weights, strict=False)
-    return DensePart(model)
+    model, _, _ = load_model(cfg, checkpoint, torch.device("cpu"))
+    return DensePart(model.requires_grad_(False))

@@ -31,6 +31,7 @@ def load_model(
     Raises:
         CheckpointError: If the checkpoint cannot be read or lacks a weight of the model.
     """
+    # SyncBN is BN with the same weights, and BN needs no GPU.
     model = revert_sync_batchnorm(build_model(cfg))
     checkpoint = load_from_safe(checkpoint_file, "cpu")
     weights = extract_state_dict(checkpoint, checkpoint_file)
