@@ -6,13 +6,14 @@ imported.
 
 import pickle
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from types import SimpleNamespace
 
 import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
+from mmengine.optim import OneCycleParamScheduler
 
 
 class CheckpointError(ValueError):
@@ -27,16 +28,28 @@ class InertConfig(dict):
     """Stands in for the ``yacs`` config object in the authors' files: entries, no behaviour."""
 
 
+# Only an argument of _listed_attribute, and never called.
+_ONE_CYCLE = "mmengine.optim.scheduler.param_scheduler.OneCycleParamScheduler"
 _HISTORY_STATISTICS = ("min", "max", "current", "mean")
+_ONE_CYCLE_CURVES = ("_annealing_cos", "_annealing_linear")
 _HISTORY_STATE = {"max_length", "_log_history", "_count_history", "statistics_methods"}
 _ARRAY_KINDS = "biufcSU"  # bool, numbers and text: no objects
 
 
-def _history_statistic(owner: object, name: str) -> object:
-    """Stand in for ``getattr``, which training logs use for four methods of one class."""
-    if owner is not HistoryBuffer or name not in _HISTORY_STATISTICS:
-        raise UnsafeCheckpointError(f"it asks for the attribute {name!r} of {owner!r}")
-    return getattr(HistoryBuffer, name)
+def _listed_attribute(owner: object, name: str) -> object:
+    """Stand in for ``getattr``, which training logs and one schedule use for their functions."""
+    if owner is HistoryBuffer and name in _HISTORY_STATISTICS:
+        return getattr(HistoryBuffer, name)
+    if owner == _ONE_CYCLE and name in _ONE_CYCLE_CURVES:
+        return getattr(OneCycleParamScheduler, name)
+    raise UnsafeCheckpointError(f"it asks for the attribute {name!r} of {owner!r}")
+
+
+def _counts(counts: dict) -> Counter:
+    """Stand in for ``Counter``, in which schedules keep the epochs at which they step."""
+    if type(counts) is not dict or not all(type(n) is int for n in counts.values()):
+        raise UnsafeCheckpointError(f"it counts {counts!r}")
+    return Counter(counts)
 
 
 def _encode_latin1(text: str, encoding: str) -> bytes:
@@ -76,14 +89,16 @@ def _checked_dtype(dtype: object) -> np.dtype:
 
 
 _ALLOWED = {
+    ("collections", "Counter"): _counts,
     ("collections", "OrderedDict"): OrderedDict,
     ("builtins", "set"): set,
     ("builtins", "bytes"): _empty_bytes,
-    ("builtins", "getattr"): _history_statistic,
+    ("builtins", "getattr"): _listed_attribute,
     ("_codecs", "encode"): _encode_latin1,
     ("numpy", "ndarray"): "numpy.ndarray",  # only an argument of _empty_array
     ("numpy", "dtype"): _plain_dtype,
     ("mmengine.logging.history_buffer", "HistoryBuffer"): HistoryBuffer,
+    tuple(_ONE_CYCLE.rsplit(".", 1)): _ONE_CYCLE,
     ("yacs.config", "CfgNode"): InertConfig,
     ("torch", "Size"): torch.Size,
     ("torch", "device"): torch.device,

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +20,8 @@ import pytest
 import torch
 from conftest import ROOT, tool_main
 from mmengine.logging import HistoryBuffer
+from mmengine.optim import OneCycleParamScheduler
+from mmengine.registry import PARAM_SCHEDULERS
 
 from crossformer_mm import CrossFormer
 from crossformer_mm.checkpoint_sources import find_file
@@ -183,6 +185,11 @@ HOSTILE = {
         r"names builtins\.eval",
     ),
     "an attribute": (lambda p, t: save(p, Call(getattr, torch.Size, "__init__")), "__init__"),
+    "an attribute of a schedule": (
+        lambda p, t: save(p, Call(getattr, OneCycleParamScheduler, "__init__")),
+        "__init__",
+    ),
+    "a count of anything": (lambda p, t: save(p, Call(Counter, [Touch(t)])), r"\.system"),
     "a subprocess": (
         lambda p, t: save(p, Call(subprocess.check_output, ["touch", str(t)])),
         r"names subprocess\.check_output",
@@ -230,6 +237,43 @@ def test_the_hostile_files_would_run(tmp_path):
             torch.load(tmp_path / "w.pth", weights_only=False)
         assert trace.exists(), name
         trace.unlink()
+
+
+# Arguments of mmengine's schedules that have no default.
+SCHEDULES = {
+    "CosineAnnealing": dict(T_max=5),
+    "CosineRestart": dict(periods=[2, 3], restart_weights=[1, 0.5], eta_min=0.0),
+    "Exponential": dict(gamma=0.5),
+    "MultiStep": dict(milestones=[2, 2, 3]),
+    "OneCycle": dict(eta_max=1.0, total_steps=10, anneal_strategy="linear"),
+    "ReduceOnPlateau": dict(monitor="loss"),
+    "Step": dict(step_size=2),
+}
+# Without those that the libraries add.
+KINDS = sorted(
+    name
+    for name, kind in PARAM_SCHEDULERS.module_dict.items()
+    if kind.__module__.startswith("mmengine.")
+)
+
+
+def test_every_kind_of_schedule_is_known():
+    assert {"MultiStepLR", "PolyLR", "LinearLR", "CosineAnnealingLR", "OneCycleLR"} <= set(KINDS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_state_of_every_schedule_loads(tmp_path, kind):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1, momentum=0.9)
+    stem = kind.removesuffix("ParamScheduler").removesuffix("LR").removesuffix("Momentum")
+    arguments = dict(type=kind, optimizer=optimizer, **SCHEDULES.get(stem, {}))
+    if kind.endswith("ParamScheduler"):
+        arguments["param_name"] = "lr"
+    schedule = PARAM_SCHEDULERS.build(arguments)
+    for _ in range(2):
+        optimizer.step()
+        schedule.step(*([{"loss": 1.0}] if stem == "ReduceOnPlateau" else []))
+    save(tmp_path / "w.pth", {"state_dict": {}, "param_schedulers": [schedule.state_dict()]})
+    assert load_file(tmp_path / "w.pth")["param_schedulers"] == [schedule.state_dict()]
 
 
 def cut(path: Path, part: float) -> None:
