@@ -53,6 +53,8 @@ class DynamicPositionBias(nn.Module):
         if self.training:
             return self(height, width)
         parameters = list(self.parameters())
+        if not parameters:  # FSDP has put plain tensors in their place
+            return self(height, width)
         needs_grad = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
         cacheable = parameters[0].device.type in ("cpu", "cuda") and not (
             is_traced(parameters[0]) or parameters[0].is_inference()
