@@ -1,5 +1,6 @@
 """End a program that is interrupted with Ctrl-C in one line."""
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -29,7 +30,8 @@ def interruption_in_one_line(advice: str = "") -> Iterator[None]:
 
     previous = signal.signal(signal.SIGINT, interrupt)
     try:
-        yield
+        with _workers_that_end_quietly():
+            yield
     except BaseException as error:
         # Another process of the training that ended first makes other errors.
         if not (interrupted or isinstance(error, KeyboardInterrupt)):
@@ -40,3 +42,21 @@ def interruption_in_one_line(advice: str = "") -> Iterator[None]:
     finally:
         if not interrupted:
             signal.signal(signal.SIGINT, previous)
+
+
+@contextmanager
+def _workers_that_end_quietly() -> Iterator[None]:
+    """Have data workers, forked meanwhile, not complain that the process they serve has ended."""
+    previous = sys.excepthook
+
+    def report(kind: type[BaseException], error: BaseException, trace: object) -> None:
+        is_worker = multiprocessing.parent_process() is not None
+        if not (is_worker and isinstance(error, (ConnectionError, EOFError))):
+            previous(kind, error, trace)
+
+    sys.excepthook = report
+    try:
+        yield
+    finally:
+        if sys.excepthook is report:  # torch puts its own around it, with the number of the process
+            sys.excepthook = previous

@@ -1,5 +1,6 @@
 """Training that is killed, interrupted, or out of disk space goes on as if nothing had happened."""
 
+import logging
 import multiprocessing
 import os
 import random
@@ -8,6 +9,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
@@ -19,7 +21,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import NANO_CONFIG, ROOT
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
+from crossformer_mm.full_disk import full_disk_in_one_line
+from crossformer_mm.interruption import interruption_in_one_line
+from crossformer_mm.process_failure import reason_for_launcher
 from crossformer_mm.repeatable import SeedingSampler
 from crossformer_mm.runner import DataCheckingRunner
 from crossformer_mm.safe_load import CheckpointError, load_file
@@ -40,6 +46,7 @@ def run_train(log: Path, arguments: list[str], largest_file: int | None) -> None
     # Compilers and drivers are asked for their versions, which takes longer than the training.
     mmengine.runner.runner.collect_env = dict
     sys.argv = [TRAIN.name, *arguments]
+    sys.path.insert(0, str(TRAIN.parent))  # as for any script
     runpy.run_path(str(TRAIN), run_name="__main__")
 
 
@@ -98,6 +105,7 @@ def start(tmp_path_factory, toy_coco) -> Iterator[Callable]:
         "default_hooks = dict(logger=dict(interval=1),\n"
         "    checkpoint=dict(by_epoch=False, interval=1, max_keep_ckpts=2))\n"
         "randomness = dict(seed=0, deterministic=True)\n"
+        "custom_hooks = [dict(type='EMAHook')]\n"
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
@@ -144,11 +152,12 @@ def checkpoints(work_dir: Path) -> list[str]:
 
 
 def assert_same_state(one: Path, other: Path) -> None:
-    """Compare all weights and the state of the optimizer, to the last bit."""
+    """Compare all weights, their averages and the state of the optimizer, to the last bit."""
     one, other = load_file(one), load_file(other)
-    assert one["state_dict"].keys() == other["state_dict"].keys()
-    for name, value in one["state_dict"].items():
-        assert torch.equal(value, other["state_dict"][name]), name
+    for kind in ("state_dict", "ema_state_dict"):
+        assert one[kind].keys() == other[kind].keys()
+        for name, value in one[kind].items():
+            assert torch.equal(value, other[kind][name]), name
     states, others = one["optimizer"]["state"], other["optimizer"]["state"]
     assert states.keys() == others.keys() and states
     for number, state in states.items():
@@ -232,6 +241,34 @@ def test_a_full_disk_leaves_the_checkpoints_that_were_there(whole, start, tmp_pa
     assert not list(tmp_path.glob(".*"))
 
 
+def test_a_full_disk_ends_training_in_one_line_whatever_is_written(start, tmp_path):
+    (tmp_path / "fault.py").symlink_to("/dev/full")  # where mmengine puts the config
+    training = start(tmp_path)
+    training.finish(1)
+    assert "Traceback" not in training.said
+    error = f"error: {tmp_path} cannot be written: No space left on device"
+    assert training.said.splitlines()[-1] == error
+
+
+def test_logs_and_threads_on_a_full_disk_give_no_tracebacks(capsys, monkeypatch):
+    reported = []
+    monkeypatch.setattr(threading, "excepthook", reported.append)
+    logger = logging.Logger("full")
+    logger.addHandler(logging.FileHandler("/dev/full"))
+
+    def write() -> None:
+        logger.error("lost")
+        thread = threading.Thread(target=lambda: Path("/dev/full").write_text("lost"))
+        thread.start()
+        thread.join()
+
+    with full_disk_in_one_line("folder"):
+        write()
+    assert not reported and not capsys.readouterr().err
+    write()  # afterwards all is as before
+    assert reported and "No space left" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("moment", ["is_writing", "has_begun"])
 def test_an_interruption_ends_training_in_one_line(start, tmp_path, moment):
     training = start(tmp_path)
@@ -308,6 +345,21 @@ def test_skipped_samples_keep_their_random_numbers():
     assert throws("InfiniteSampler", workers=0, batches=2, skip=4) == whole[12:]
 
 
+def test_data_workers_do_not_complain_that_their_process_has_ended(capsys, monkeypatch):
+    before = sys.excepthook
+    lost = ConnectionResetError("lost")
+    with interruption_in_one_line():
+        monkeypatch.setattr(multiprocessing, "parent_process", lambda: object())
+        sys.excepthook(ConnectionResetError, lost, None)
+        assert not capsys.readouterr().err
+        sys.excepthook(OSError, OSError("no file"), None)
+        monkeypatch.setattr(multiprocessing, "parent_process", lambda: None)
+        sys.excepthook(ConnectionResetError, lost, None)
+        said = capsys.readouterr().err
+    assert said.splitlines() == ["OSError: no file", "ConnectionResetError: lost"]
+    assert sys.excepthook is before
+
+
 def living_processes(mark: str) -> dict[int, dict[str, str]]:
     """The environments of the living processes that have a mark in theirs, by process."""
     found = {}
@@ -331,14 +383,17 @@ def wait_for_the_end_of(mark: str) -> None:
 
 
 def train_on_two_processes(
-    toy_coco: Path, work_dir: Path, when_it_trains: Callable[[subprocess.Popen, str], None]
+    toy_coco: Path,
+    work_dir: Path,
+    when_it_trains: Callable[[subprocess.Popen, str], None] = lambda job, mark: None,
+    config: Path = NANO_CONFIG,
 ) -> tuple[int, str]:
     """Call a function with the job and its mark once two processes with workers train.
 
     Return the exit status and what was on the screen; no process is left then.
     """
     mark, said = str(work_dir), ""
-    command = ["bash", ROOT / "tools/dist_train.sh", NANO_CONFIG, "2", "--work-dir", work_dir]
+    command = ["bash", ROOT / "tools/dist_train.sh", config, "2", "--work-dir", work_dir]
     command += ["--cfg-options", f"data_root={toy_coco}/", "train_cfg.max_epochs=1000"]
     command += ["default_hooks.logger.interval=1", "default_hooks.checkpoint.interval=1000"]
     command += ["train_cfg.val_interval=1000", "train_dataloader.batch_size=4"]
@@ -362,21 +417,83 @@ def train_on_two_processes(
     return job.returncode, said
 
 
-def test_one_dead_process_of_two_ends_the_job(toy_coco, tmp_path):
-    killed = []
+FAULTY = """
+import os
 
+from mmdet.datasets import CocoDataset
+from mmdet.registry import DATASETS
+
+
+@DATASETS.register_module()
+class FaultyDataset(CocoDataset):
+    taken = 0
+
+    def __getitem__(self, index):
+        self.taken += 1
+        if os.environ["RANK"] == "1" and self.taken > 6:
+            raise RuntimeError("no more data")
+        return super().__getitem__(index)
+"""
+FAULTY_CONFIG = f"""
+_base_ = {str(NANO_CONFIG)!r}
+custom_imports = dict(imports=["crossformer_mm", "faulty"])
+train_dataloader = dict(dataset=dict(type="FaultyDataset"))
+"""
+
+
+def test_one_dead_process_of_two_ends_the_job(toy_coco, tmp_path):
     def kill_the_second(job: subprocess.Popen, mark: str) -> None:
         processes = living_processes(mark).items()
         second, *workers = sorted(process for process, env in processes if env.get("RANK") == "1")
         assert workers
-        killed.append(second)
         os.kill(second, signal.SIGKILL)
 
     status, said = train_on_two_processes(toy_coco, tmp_path, kill_the_second)
     assert status == 1
-    cause = said[said.index("Root Cause") :]
-    assert "rank      : 1 " in cause
-    assert f"Signal 9 (SIGKILL) received by PID {killed[0]}" in cause
+    assert said.splitlines()[-1] == "error: process 1 failed first: killed by SIGKILL"
+
+
+def test_an_error_in_one_process_of_two_ends_the_job_with_the_reason(
+    toy_coco, tmp_path, monkeypatch
+):
+    (tmp_path / "faulty.py").write_text(FAULTY)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    config = tmp_path / "config.py"
+    config.write_text(FAULTY_CONFIG)
+    status, said = train_on_two_processes(toy_coco, tmp_path / "work", config=config)
+    assert status == 1
+    assert "Epoch(train)" in said
+    # The other process says why it fails too: it misses the first.
+    assert said.splitlines()[-1] == "error: process 1 failed first: RuntimeError: no more data"
+
+
+def note(folder: Path, reason: Exception | SystemExit, seconds: int) -> str:
+    """What a process leaves for its launcher."""
+    file = folder / f"{seconds}.json"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
+        with pytest.raises(type(reason)), reason_for_launcher():
+            raise reason
+    os.utime(file, (seconds, seconds))
+    return str(file)
+
+
+def test_the_launcher_says_what_happened_first(tmp_path):
+    describe = runpy.run_path(str(ROOT / "tools/dist_run.py"))["describe_first_failure"]
+    memory = ProcessFailure(0, 10, 1, note(tmp_path, RuntimeError("no memory\nHint: buy"), 5))
+    config = ProcessFailure(1, 11, 1, note(tmp_path, SystemExit("error: no config"), 7))
+    killed = ProcessFailure(2, 12, -signal.SIGKILL, "none")
+    ended = ProcessFailure(3, 13, -signal.SIGTERM, "none")  # by the launcher, as a rule
+    usage = ProcessFailure(4, 14, 2, "none")
+    for failures, described in [
+        ([ended, config, memory], "process 0 failed first: RuntimeError: no memory"),
+        ([ended, config], "process 1 failed first: no config"),
+        ([memory, killed], "process 2 failed first: killed by SIGKILL"),
+        ([ended], "process 3 failed first: killed by SIGTERM"),
+        ([usage], "process 4 failed first: exit status 2, for what it says above"),
+    ]:
+        error = ChildFailedError("train.py", {f.local_rank: f for f in failures})
+        assert describe(error) == described
 
 
 def test_an_interruption_of_two_processes_leaves_none(toy_coco, tmp_path):
@@ -386,3 +503,17 @@ def test_an_interruption_of_two_processes_leaves_none(toy_coco, tmp_path):
     assert status == 130
     assert "Traceback" not in said
     assert said.count("interrupted: ") == 1
+
+
+@pytest.mark.parametrize("tool", ["train", "test", "demo", "dist_run"])
+@pytest.mark.parametrize(("rank", "said"), [("0", "interrupted\n"), ("1", "")])
+def test_an_interruption_while_libraries_are_loaded_ends_in_one_line(tmp_path, tool, rank, said):
+    for library in ("mmengine", "torch"):
+        (tmp_path / f"{library}.py").write_text("import signal; signal.raise_signal(signal.SIGINT)")
+    job = subprocess.run(
+        [sys.executable, ROOT / f"tools/{tool}.py"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "RANK": rank},
+    )
+    assert (job.returncode, job.stderr) == (130, said)

@@ -3,8 +3,12 @@
 By its scope the config says whether these are class scores, boxes and masks, or segments.
 """
 
+if __name__ == "__main__":
+    from while_loading import end_if_interrupted
+
+    end_if_interrupted()
+
 import argparse
-import signal
 import sys
 from pathlib import Path
 
@@ -21,6 +25,7 @@ from crossformer_mm.demo.inputs import find_files
 from crossformer_mm.demo.naming import place_results
 from crossformer_mm.demo.prediction import Predictor
 from crossformer_mm.demo.run import Demo
+from crossformer_mm.interruption import interruption_in_one_line
 from crossformer_mm.launch import (
     SCOPES,
     add_cfg_options,
@@ -108,6 +113,12 @@ def main() -> None:
     """Try a model."""
     args = parse_args()
     check_arguments(args)
+    with interruption_in_one_line(f"what was done is in {args.out_dir}"):
+        try_model(args)
+
+
+def try_model(args: argparse.Namespace) -> None:
+    """Predict on the inputs, and say how many there were."""
     out_dir = Path(args.out_dir)
     files, problems = find_files(args.inputs, out_dir)
     if not files:
@@ -121,9 +132,6 @@ def main() -> None:
     try:
         with demo.progress:
             demo.run(names)
-    except KeyboardInterrupt:
-        print(f"interrupted; what was done is in {out_dir}", file=sys.stderr)
-        raise SystemExit(128 + signal.SIGINT) from None
     except OSError as error:
         fail(f"--out-dir {out_dir}: a result cannot be written: {error}")
     for problem in problems:

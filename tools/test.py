@@ -1,10 +1,16 @@
 """Test a classifier, detector or segmentor: by its scope, the config says which."""
 
+if __name__ == "__main__":
+    from while_loading import end_if_interrupted
+
+    end_if_interrupted()
+
 import argparse
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
 
+from crossformer_mm.full_disk import full_disk_in_one_line
 from crossformer_mm.interruption import interruption_in_one_line
 from crossformer_mm.launch import (
     add_common_arguments,
@@ -17,6 +23,7 @@ from crossformer_mm.launch import (
     load_config,
     require,
 )
+from crossformer_mm.process_failure import reason_for_launcher
 
 
 def parse_args() -> argparse.Namespace:
@@ -91,7 +98,7 @@ def draw_predictions(cfg: Config, folder: Path) -> None:
 
 def main() -> None:
     """Test."""
-    with interruption_in_one_line():
+    with interruption_in_one_line(), reason_for_launcher():
         test(parse_args())
 
 
@@ -100,7 +107,7 @@ def test(args: argparse.Namespace) -> None:
     cfg = load_config(args.config, args.cfg_options, args.work_dir)
     apply_options(cfg, args)
     check_data(cfg, "test_dataloader")
-    with checkpoint_errors_in_one_line():
+    with checkpoint_errors_in_one_line(), full_disk_in_one_line(cfg.work_dir):
         build_runner(cfg, args.launcher, all_weights_needed=True).test()
 
 

@@ -1,9 +1,15 @@
 """Train a classifier, detector or segmentor: by its scope, the config says which."""
 
+if __name__ == "__main__":
+    from while_loading import end_if_interrupted
+
+    end_if_interrupted()
+
 import argparse
 
 from mmengine.config import Config
 
+from crossformer_mm.full_disk import full_disk_in_one_line
 from crossformer_mm.interruption import interruption_in_one_line
 from crossformer_mm.launch import (
     add_common_arguments,
@@ -16,8 +22,11 @@ from crossformer_mm.launch import (
     require,
 )
 from crossformer_mm.loss_check import InvalidLossError
+from crossformer_mm.process_failure import reason_for_launcher
 from crossformer_mm.resume import find_checkpoint_to_resume
 from crossformer_mm.safe_load import CheckpointError
+
+ADVICE = "--resume goes on from the last checkpoint"
 
 
 def parse_args() -> argparse.Namespace:
@@ -63,7 +72,7 @@ def apply_options(cfg: Config, args: argparse.Namespace) -> None:
 
 def main() -> None:
     """Train."""
-    with interruption_in_one_line("--resume goes on from the last checkpoint"):
+    with interruption_in_one_line(ADVICE), reason_for_launcher():
         train(parse_args())
 
 
@@ -72,7 +81,10 @@ def train(args: argparse.Namespace) -> None:
     cfg = load_config(args.config, args.cfg_options, args.work_dir)
     apply_options(cfg, args)
     check_data(cfg, "train_dataloader", "val_dataloader")
-    with errors_in_one_line(CheckpointError, InvalidLossError):
+    with (
+        errors_in_one_line(CheckpointError, InvalidLossError),
+        full_disk_in_one_line(cfg.work_dir),
+    ):
         build_runner(cfg, args.launcher, all_weights_needed=cfg.get("resume", False)).train()
 
 
