@@ -57,9 +57,18 @@ def build_model(cfg: Config) -> nn.Module:
 
 
 def build_on_meta(cfg: Config) -> nn.Module:
-    """Build a config's model without memory for its weights, in evaluation mode."""
-    with torch.device("meta"):
-        return build_model(cfg).eval()
+    """Build a config's model without memory for its weights, in evaluation mode.
+
+    Models that compute with numbers from tensors while they are built, as Swin does, take memory
+    until they are built.
+    """
+    try:
+        with torch.device("meta"):
+            model = build_model(cfg)
+    except RuntimeError:
+        model = build_model(cfg).to("meta")
+    model.eval()  # mmdet's Swin returns None here
+    return model
 
 
 def measure(model: nn.Module, shape: Sequence[int]) -> Complexity:

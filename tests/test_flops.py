@@ -2,6 +2,8 @@
 
 import json
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -76,6 +78,25 @@ def test_the_published_size(config, params, flops):
     tolerance = 0.015 if "-pp-" in config.stem else 0.01
     rounding = HALF_DIGIT if config.parent.name == "classification" else 0
     assert abs(complexity.flops / 1e9 - flops) <= tolerance * flops + rounding
+
+
+# Millions of parameters and billions of multiply-adds, published by the authors of Swin: another
+# model, counted by other people.
+SWIN = {
+    "mmpretrain/.mim/configs/swin_transformer/swin-tiny_16xb64_in1k.py": (28, 4.5),
+    "mmdet/.mim/configs/swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py": (48, 267),
+    "mmseg/.mim/configs/swin/"
+    "swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py": (60, 945),
+}
+
+
+@pytest.mark.parametrize("config", SWIN, ids=lambda config: config.split("/")[0])
+def test_the_published_size_of_swin(config):
+    params, flops = SWIN[config]
+    library, _, path = config.partition("/")
+    complexity = complexity_of(Path(find_spec(library).origin).parent / path)
+    assert round(complexity.params / 1e6) == params
+    assert complexity.flops / 1e9 == pytest.approx(flops, rel=0.002)
 
 
 @pytest.mark.parametrize("path", ["auto", "plain"])

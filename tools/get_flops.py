@@ -49,7 +49,8 @@ def print_table(complexity: Complexity, shape: tuple[int, int]) -> None:
     for name, params in complexity.params_of.items():
         flops = complexity.flops_of.get(name, 0)
         print(f"{name:<16} {params / 1e6:>12.2f} {flops / 1e9:>12.2f}")
-    print(f"of the backbone's, on padding: {complexity.padding / 1e9:>13.2f}")
+    if complexity.padding:
+        print(f"of the backbone's, on padding: {complexity.padding / 1e9:>13.2f}")
     line = "=" * 30
     print(f"{line}\nInput shape: {(3, *shape)}")
     print(f"Flops: {complexity.flops / 1e9:.2f} GFLOPs")
