@@ -145,15 +145,18 @@ def test_the_good_images_of_a_folder_are_predicted_and_the_bad_are_named(
     task, demo, pictures, untrained, capfd
 ):
     folder = pictures[task][0].parent
-    (folder / "cut.jpg").write_bytes(pictures[task][0].read_bytes()[:200])
+    whole = pictures[task][0].read_bytes()
+    (folder / "cut.jpg").write_bytes(whole[: len(whole) * 2 // 3])
+    (folder / "noise.png").write_bytes(bytes(range(200)))
     (folder / "empty.png").touch()
     (folder / "notes.txt").write_text("no image, and not looked at")
     with pytest.raises(SystemExit) as exit_info:
         demo(task, folder, "--batch-size", 2)
-    assert exit_info.value.code == "error: 2 of 5 inputs failed, see above"
+    assert exit_info.value.code == "error: 3 of 6 inputs failed, see above"
     out, errors = capfd.readouterr()
-    assert "3 of 5 inputs done" in out
-    assert f"cannot use {folder}/cut.jpg: it is not an image" in errors
+    assert "3 of 6 inputs done" in out
+    assert f"cannot use {folder}/cut.jpg: the image is cut off" in errors
+    assert f"cannot use {folder}/noise.png: it is not an image" in errors
     assert f"cannot use {folder}/empty.png: the file is empty" in errors
 
     results = folder.parent / "out"

@@ -10,6 +10,7 @@ from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import DefaultScope
 from mmengine.structures import BaseDataElement
+from PIL import Image, UnidentifiedImageError
 from torch import nn
 
 from crossformer_mm.demo.class_names import innermost_dataset
@@ -79,6 +80,8 @@ class Predictor:
             raise UnusableError("there is no such file")
         if path.stat().st_size == 0:
             raise UnusableError("the file is empty")
+        if _is_cut_jpeg(path):
+            raise UnusableError("the image is cut off: its end is missing")
         try:
             loaded = self.load(dict(img_path=str(path)))
         except OSError as error:
@@ -112,6 +115,19 @@ class Predictor:
         with DefaultScope.overwrite_default_scope(self.scope):
             results = self.model.test_step(pseudo_collate([sample.packed for sample in samples]))
         return [result.cpu() for result in results]
+
+
+def _is_cut_jpeg(path: Path) -> bool:
+    """Whether a JPEG file ends early, which OpenCV reads with grey in the place of the rest."""
+    try:
+        with Image.open(path) as image:
+            if image.format == "JPEG":
+                image.load()
+    except UnidentifiedImageError:
+        return False
+    except OSError:
+        return True
+    return False
 
 
 def _type_of(step: Mapping) -> str:
