@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from conftest import CONFIGS, ROOT, complexity_of
 from torch import nn
 
@@ -78,6 +79,16 @@ def test_the_published_size(config, params, flops):
     tolerance = 0.015 if "-pp-" in config.stem else 0.01
     rounding = HALF_DIGIT if config.parent.name == "classification" else 0
     assert abs(complexity.flops / 1e9 - flops) <= tolerance * flops + rounding
+
+
+@pytest.mark.parametrize("task", PUBLISHED)
+def test_the_model_zoo_has_these_sizes(task):
+    models = yaml.safe_load((CONFIGS / task / "metafile.yml").read_text())["Models"]
+    assert len(models) >= len(PUBLISHED[task])
+    for model in models:
+        complexity = complexity_of(ROOT / model["Config"])
+        found = (model["Metadata"]["Parameters"], model["Metadata"]["FLOPs"])
+        assert found == (complexity.params, complexity.flops), model["Name"]
 
 
 # Millions of parameters and billions of multiply-adds, published by the authors of Swin: another

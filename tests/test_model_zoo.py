@@ -7,7 +7,7 @@ import sys
 import cv2
 import pytest
 import yaml
-from conftest import CONFIGS, ROOT, complexity_of
+from conftest import CONFIGS, ROOT
 from mmengine.config import Config
 
 TASKS = ("classification", "detection", "segmentation")
@@ -38,14 +38,6 @@ def test_every_config_is_listed(task):
         is_plus_plus = "-pp-" in model["Name"]
         assert model["In Collection"] == ("CrossFormer++" if is_plus_plus else "CrossFormer")
         assert ("++" in model["Metadata"]["Backbone"]) == is_plus_plus
-
-
-def test_sizes_are_those_of_get_flops():
-    for task in TASKS:
-        for model in models_of(task):
-            complexity = complexity_of(ROOT / model["Config"])
-            found = (model["Metadata"]["Parameters"], model["Metadata"]["FLOPs"])
-            assert found == (complexity.params, complexity.flops), model["Name"]
 
 
 @pytest.mark.parametrize("task", TASKS)
