@@ -4,9 +4,9 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
 cd "$ROOT"
 
-# Threads that spin while they wait make training several times slower when another program runs
-# on one of few cores.
-export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
+# Threads that spin for long while they wait take the cores from the data worker and from other
+# programs; threads that never spin are slow to wake.
+export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-1000}
 
 CONFIG=configs/detection/retinanet_crossformer-nano_fpn_toy-coco.py
 DATA=data/toy_coco
