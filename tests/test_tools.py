@@ -81,8 +81,7 @@ def test_predictions_are_written_drawn_and_changed_by_flipping(
     assert drawn == sorted(path.name for path in (toy_coco / "val2017").iterdir())
 
 
-@pytest.mark.parametrize("epoch", [1, 2])
-def test_killed_training_goes_on(toy_coco, run_tool, tmp_path, epoch):
+def test_killed_training_goes_on(toy_coco, run_tool, tmp_path):
     command = [
         *(sys.executable, "-u", str(TRAIN), str(NANO_CONFIG), "--work-dir", str(tmp_path)),
         *("--resume", *options(toy_coco, "train_cfg.max_epochs=3")),
@@ -93,7 +92,7 @@ def test_killed_training_goes_on(toy_coco, run_tool, tmp_path, epoch):
         seen = []
         for line in training.stdout:
             seen.append(line)
-            if f"Epoch(train) [{epoch + 1}][" in line:
+            if "Epoch(train) [3][" in line:
                 os.killpg(training.pid, signal.SIGKILL)
                 break
     assert training.returncode == -signal.SIGKILL, "".join(seen[-30:])
@@ -101,9 +100,9 @@ def test_killed_training_goes_on(toy_coco, run_tool, tmp_path, epoch):
     assert not (tmp_path / "epoch_3.pth").exists()
     (tmp_path / "last_checkpoint").write_text("")  # as if killed while it was being written
     result = run_tool(*command)
-    assert f"Resuming from {tmp_path}/epoch_{epoch}.pth" in result.stdout
-    assert f"Epoch(train) [{epoch + 1}][1/4]" in result.stdout
-    assert f"Epoch(train) [{epoch}][" not in result.stdout
+    assert f"Resuming from {tmp_path}/epoch_2.pth" in result.stdout
+    assert "Epoch(train) [3][1/4]" in result.stdout
+    assert "Epoch(train) [2][" not in result.stdout
     assert (tmp_path / "epoch_3.pth").exists()
 
 
