@@ -29,9 +29,7 @@ from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
 from crossformer_mm import launch
 from crossformer_mm.checkpoint_writing import own_memory
-from crossformer_mm.loss_check import LossCheckHook
 from crossformer_mm.models import CrossFormerBlock
-from crossformer_mm.repeatable import SeedEachIterationHook
 from crossformer_mm.runner import DataCheckingRunner
 from crossformer_mm.whole_files import replace_when_complete
 
@@ -49,9 +47,7 @@ def build_fsdp_runner(cfg: Config) -> FlexibleRunner:
         launch.replace_gpu_only_parts(cfg)
     cfg.strategy = dict(type="CrossFormerFSDPStrategy")
     runner = FSDPRunner.from_cfg(cfg)
-    runner.register_hook(SeedEachIterationHook())
-    if cfg.get("check_loss", True):
-        runner.register_hook(LossCheckHook())
+    launch.register_training_hooks(runner, cfg)
     return runner
 
 

@@ -12,7 +12,7 @@ from typing import NoReturn
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.logging import print_log
-from mmengine.runner import Runner
+from mmengine.runner import FlexibleRunner, Runner
 from torch import nn
 
 from crossformer_mm.data_paths import find_missing_data, move_paths
@@ -95,6 +95,21 @@ def check_file(path: str | None, argument: str) -> None:
         fail(f"{argument} {path} does not exist")
 
 
+def check_device(name: str) -> torch.device:
+    """Return the device of a name such as ``'cpu'`` or ``'cuda:1'``; fail if there is none."""
+    try:
+        return torch.empty(0, device=name).device
+    except Exception as error:
+        fail(f"--device {name} cannot be used: {str(error).splitlines()[0]}")
+
+
+def shape_for_task(cfg: Config, shapes: Mapping[str, tuple[int, int]]) -> tuple[int, int]:
+    """Choose the image size of the config's task, for which the command line gave none."""
+    if cfg.get("default_scope") not in shapes:
+        fail(f"the config's default_scope is none of {', '.join(shapes)}: give --shape")
+    return shapes[cfg.default_scope]
+
+
 @contextmanager
 def errors_in_one_line(*kinds: type[Exception]) -> Iterator[None]:
     """End the program with one line at an error of one of these kinds."""
@@ -126,14 +141,19 @@ def build_runner(cfg: Config, launcher: str, all_weights_needed: bool) -> Runner
     runner = DataCheckingRunner.from_cfg(cfg)
     runner.register_hook(CheckpointMatchHook(all_weights_needed, cfg.get("resume", False)))
     runner.register_hook(WholeCheckpointsHook())
-    runner.register_hook(SeedEachIterationHook())
-    if cfg.get("check_loss", True):
-        runner.register_hook(LossCheckHook())
+    register_training_hooks(runner, cfg)
     print_log(f"Running on {_describe_devices(launcher)}", logger="current")
     print_log(f"Attention path: {_describe_attention(runner.model)}", logger="current")
     for line in replaced:
         print_log(line, logger="current")
     return runner
+
+
+def register_training_hooks(runner: Runner | FlexibleRunner, cfg: Config) -> None:
+    """Add what every training has: repeatable random numbers and, unless switched off, a check."""
+    runner.register_hook(SeedEachIterationHook())
+    if cfg.get("check_loss", True):
+        runner.register_hook(LossCheckHook())
 
 
 def replace_gpu_only_parts(cfg: Config) -> list[str]:

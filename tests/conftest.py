@@ -12,6 +12,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
 CPU_PATHS = ("sdpa", "plain")  # of attention; the fused one is compared in test_fused_attention.py
+SMALL_ARCH = dict(
+    embed_dims=16, depths=(1, 1, 2, 1), num_heads=(1, 2, 4, 8), group_size=4, interval=(8, 4, 2, 1)
+)
 NANO_CONFIG = CONFIGS / "detection/retinanet_crossformer-nano_fpn_toy-coco.py"
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import old_checkpoints as old
 import pytest
 import torch
-from conftest import ROOT, tool_main
+from conftest import ROOT, SMALL_ARCH, tool_main
 from mmengine.logging import HistoryBuffer
 from mmengine.optim import OneCycleParamScheduler
 from mmengine.registry import PARAM_SCHEDULERS
@@ -29,15 +29,12 @@ from crossformer_mm.resume import find_checkpoint_to_resume
 from crossformer_mm.safe_load import CheckpointError, UnsafeCheckpointError, load_file
 
 CONVERT = ROOT / "tools/convert_checkpoint.py"
-ARCH = dict(
-    embed_dims=16, depths=(1, 1, 2, 1), num_heads=(1, 2, 4, 8), group_size=4, interval=(8, 4, 2, 1)
-)
 
 
 def pretrained(path: Path, **kwargs) -> CrossFormer:
     """A backbone that is told to load ``path``."""
     backbone = CrossFormer(
-        **{"arch": ARCH, **kwargs}, init_cfg=dict(type="Pretrained", checkpoint=str(path))
+        **{"arch": SMALL_ARCH, **kwargs}, init_cfg=dict(type="Pretrained", checkpoint=str(path))
     )
     backbone.init_weights()
     return backbone
@@ -52,7 +49,7 @@ def assert_same_weights(one: torch.nn.Module, other: torch.nn.Module) -> None:
 @pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "module.backbone."])
 @pytest.mark.parametrize("key", [None, "model", "state_dict"])
 def test_checkpoints_of_every_layout_load(tmp_path, prefix, key):
-    source = CrossFormer(ARCH, final_norm=True)
+    source = CrossFormer(SMALL_ARCH, final_norm=True)
     weights = {prefix + name: value for name, value in source.state_dict().items()}
     weights[prefix.replace("backbone.", "") + "head.weight"] = torch.zeros(10, 128)
     weights[prefix + "layers.0.blocks.0.attn.biases"] = torch.zeros(49, 2)
@@ -68,7 +65,7 @@ def test_checkpoints_of_every_layout_load(tmp_path, prefix, key):
 def test_the_authors_own_file_loads_and_the_log_says_what_was_dropped(monkeypatch, tmp_path):
     said = []
     monkeypatch.setattr("crossformer_mm.checkpoint.print_log", lambda line, **kw: said.append(line))
-    weights = old.classifier_weights(ARCH, classes=3)
+    weights = old.classifier_weights(SMALL_ARCH, classes=3)
     old.save_classifier(tmp_path / "w.pth", {**weights, **old.v1_buffers(weights)})
     backbone = pretrained(tmp_path / "w.pth")
     own = backbone.state_dict()
@@ -86,10 +83,12 @@ def test_another_architecture_is_refused_and_the_right_one_named(tmp_path):
 
 
 def test_a_missing_weight_is_named_and_nothing_is_loaded(tmp_path):
-    weights = CrossFormer(ARCH).state_dict()
+    weights = CrossFormer(SMALL_ARCH).state_dict()
     del weights["layers.2.blocks.1.mlp.fc1.bias"]
     torch.save(weights, tmp_path / "w.pth")
-    backbone = CrossFormer(ARCH, init_cfg=dict(type="Pretrained", checkpoint=f"{tmp_path}/w.pth"))
+    backbone = CrossFormer(
+        SMALL_ARCH, init_cfg=dict(type="Pretrained", checkpoint=f"{tmp_path}/w.pth")
+    )
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
     with pytest.raises(ValueError, match=r"1 missing: layers\.2\.blocks\.1\.mlp\.fc1\.bias"):
         backbone.init_weights()

@@ -32,9 +32,6 @@ DENSE_CONFIGS = dict(
     semantic_fpn=CONFIGS / "segmentation/fpn_crossformer-s-g14_4xb4-80k_ade20k-512x512.py",
     upernet=CONFIGS / "segmentation/upernet_crossformer-s_8xb2-160k_ade20k-512x512.py",
 )
-SMALL = dict(
-    embed_dims=16, depths=(1, 1, 2, 1), num_heads=(1, 2, 4, 8), group_size=4, interval=(8, 4, 2, 1)
-)
 
 
 def converted(source: Path, destination: Path, **kwargs) -> dict:

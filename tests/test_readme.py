@@ -19,7 +19,7 @@ import pytest
 import torch
 from conftest import CONFIGS, ROOT, tool_main
 from mmengine.config import Config
-from test_configs import shrink
+from test_configs import shrink, take_two_images
 
 from crossformer_mm.flops import build_model
 from crossformer_mm.launch import load_config
@@ -79,9 +79,7 @@ def write_config(path: Path, name: str) -> None:
     cfg = load_config(str(CONFIGS / f"{name}.py"))
     if name != NANO:
         cfg = Config(shrink(cfg.to_dict()), filename=cfg.filename)
-        for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
-            loader.update(num_workers=0, persistent_workers=False)
-            loader.dataset.indices = 2
+        take_two_images(cfg)
         cfg.train_cfg.max_epochs = 1
         cfg.default_hooks.checkpoint.filename_tmpl = "epoch_12.pth"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,15 +3,12 @@
 from pathlib import Path
 
 import pytest
-from conftest import CONFIGS, ROOT, metrics_of, tool_main
+from conftest import CONFIGS, ROOT, SMALL_ARCH, metrics_of, tool_main
 from mmengine.config import Config
-from test_configs import read
+from test_configs import read, take_two_images
 
 from crossformer_mm.safe_load import load_file
 
-ARCH = dict(
-    embed_dims=16, depths=(1, 1, 2, 1), num_heads=(1, 2, 4, 8), group_size=4, interval=(8, 4, 2, 1)
-)
 CHANNELS = [16, 32, 64, 128]
 # A config of each recipe, and a metric of its evaluation; test_readme.py runs those of COCO 1x.
 RECIPES = {
@@ -25,7 +22,7 @@ RECIPES = {
 def use_small_backbone(cfg: Config) -> None:
     """Exchange the architecture, and the channels that the other parts expect."""
     backbone = cfg.model.backbone
-    backbone.update(arch=ARCH, group_size=None, interval=None)
+    backbone.update(arch=SMALL_ARCH, group_size=None, interval=None)
     returned = [CHANNELS[i] for i in backbone.get("out_indices", range(4))]
     for name in ("neck", "decode_head", "head"):
         part = cfg.model.get(name) or {}
@@ -54,9 +51,7 @@ def write_config(path: Path, cfg: Config, length: int) -> Path:
     cfg.train_cfg["max_epochs" if by_epoch else "max_iters"] = length
     cfg.train_cfg.val_interval = 100
     cfg.default_hooks.checkpoint.interval = 1
-    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
-        loader.update(num_workers=0, persistent_workers=False)
-        loader.dataset.indices = 2
+    take_two_images(cfg)
     cfg.dump(path)
     return path
 

@@ -12,7 +12,6 @@ import argparse
 import sys
 from pathlib import Path
 
-import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.registry import init_default_scope
@@ -29,6 +28,7 @@ from crossformer_mm.interruption import interruption_in_one_line
 from crossformer_mm.launch import (
     SCOPES,
     add_cfg_options,
+    check_device,
     check_file,
     checkpoint_errors_in_one_line,
     fail,
@@ -73,16 +73,6 @@ def check_arguments(args: argparse.Namespace) -> None:
         fail(f"--out-dir {args.out_dir} is a file: name a folder")
 
 
-def choose_device(given: str | None) -> torch.device:
-    """The device that was asked for, or the best there is."""
-    try:
-        device = torch.device(given or get_device())
-        torch.empty(1, device=device)
-    except Exception as error:
-        fail(f"--device {given} cannot be used: {str(error).splitlines()[0]}")
-    return device
-
-
 def read_config(args: argparse.Namespace) -> Config:
     """Load the config of a classifier, detector or segmentor."""
     cfg = load_config(args.config, args.cfg_options)
@@ -94,7 +84,7 @@ def read_config(args: argparse.Namespace) -> Config:
 
 def build_demo(args: argparse.Namespace, cfg: Config) -> Demo:
     """Build the model and what it needs."""
-    device = choose_device(args.device)
+    device = check_device(args.device or get_device())
     with checkpoint_errors_in_one_line():
         model, checkpoint, unused = load_model(cfg, args.checkpoint, device)
     if unused:

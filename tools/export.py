@@ -20,12 +20,15 @@ from crossformer_mm.export.onnx_file import TOLERANCE, check_installed, write_on
 from crossformer_mm.launch import (
     add_config_arguments,
     check_file,
-    checkpoint_errors_in_one_line,
+    errors_in_one_line,
     fail,
     load_config,
+    shape_for_task,
 )
+from crossformer_mm.models.crossformer import MIN_IMAGE_SIZE
+from crossformer_mm.preprocessor import find_preprocessor, takes_rgb
+from crossformer_mm.safe_load import CheckpointError
 
-MIN_SIDE = 32
 DEFAULT_SHAPES = {"mmpretrain": (224, 224), "mmdet": (800, 1280), "mmseg": (512, 512)}
 DEFAULT_DYNAMIC_SHAPE = (512, 640)
 
@@ -58,22 +61,20 @@ def choose_shape(args: argparse.Namespace, cfg: Config) -> tuple[int, int]:
     if args.shape is None and args.dynamic:
         return DEFAULT_DYNAMIC_SHAPE
     if args.shape is None:
-        if cfg.get("default_scope") not in DEFAULT_SHAPES:
-            fail(f"the config's default_scope is none of {', '.join(DEFAULT_SHAPES)}: give --shape")
-        return DEFAULT_SHAPES[cfg.default_scope]
-    if min(args.shape) < MIN_SIDE:
-        fail(f"--shape {args.shape[0]} {args.shape[1]}: sides must be at least {MIN_SIDE} pixels")
+        return shape_for_task(cfg, DEFAULT_SHAPES)
+    if min(args.shape) < MIN_IMAGE_SIZE:
+        given = f"--shape {args.shape[0]} {args.shape[1]}"
+        fail(f"{given}: sides must be at least {MIN_IMAGE_SIZE} pixels")
     return tuple(args.shape)
 
 
 def describe_input(cfg: Config) -> dict[str, str]:
     """What the images of the file must be, from the config's data preprocessor."""
-    preprocessor = cfg.model.get("data_preprocessor") or cfg.get("data_preprocessor") or {}
-    to_rgb = preprocessor.get("bgr_to_rgb", preprocessor.get("to_rgb", False))
+    preprocessor = find_preprocessor(cfg)
     values = dict(
         mean=preprocessor.get("mean", [0, 0, 0]),
         std=preprocessor.get("std", [1, 1, 1]),
-        channel_order="RGB" if to_rgb else "BGR",
+        channel_order="RGB" if takes_rgb(preprocessor) else "BGR",
         pad_size_divisor=preprocessor.get("pad_size_divisor", 1),
         config=Path(cfg.filename).name,
     )
@@ -96,13 +97,10 @@ def main() -> None:
         fail(f"config {args.config} has no model with a backbone")
     check_file(args.checkpoint, "checkpoint")
     shape = choose_shape(args, cfg)
-    try:
+    with errors_in_one_line(CheckpointError, ExportError):
         check_installed()
-        with checkpoint_errors_in_one_line():
-            part = load_dense_part(cfg, args.checkpoint, args.dynamic)
+        part = load_dense_part(cfg, args.checkpoint, args.dynamic)
         comparisons = write_onnx(part, shape, args.dynamic, args.out, describe_input(cfg))
-    except ExportError as error:
-        fail(str(error))
     for found in comparisons:
         print(f"images {found.shape}: {found.output} deviates most, by {found.deviation:.1e}")
     worst = max(found.deviation for found in comparisons)

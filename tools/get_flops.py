@@ -10,9 +10,8 @@ import logging
 from mmengine.config import Config
 
 from crossformer_mm.flops import DEFAULT_SHAPES, Complexity, build_on_meta, measure
-from crossformer_mm.launch import add_config_arguments, fail, load_config
-
-MIN_SIDE = 32
+from crossformer_mm.launch import add_config_arguments, fail, load_config, shape_for_task
+from crossformer_mm.models.crossformer import MIN_IMAGE_SIZE
 
 
 def parse_args() -> argparse.Namespace:
@@ -34,12 +33,12 @@ def parse_args() -> argparse.Namespace:
 def choose_shape(given: list[int] | None, cfg: Config) -> tuple[int, int]:
     """Height and width: what the command line says, or the default of the config's task."""
     if given is None:
-        if cfg.get("default_scope") not in DEFAULT_SHAPES:
-            fail(f"the config's default_scope is none of {', '.join(DEFAULT_SHAPES)}: give --shape")
-        return DEFAULT_SHAPES[cfg.default_scope]
+        return shape_for_task(cfg, DEFAULT_SHAPES)
     shape = tuple(given * 2 if len(given) == 1 else given)
-    if len(shape) != 2 or min(shape) < MIN_SIDE:
-        fail(f"--shape {' '.join(map(str, given))}: give height and width, at least {MIN_SIDE}")
+    if len(shape) != 2 or min(shape) < MIN_IMAGE_SIZE:
+        fail(
+            f"--shape {' '.join(map(str, given))}: give height and width, at least {MIN_IMAGE_SIZE}"
+        )
     return shape
 
 

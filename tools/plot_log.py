@@ -6,7 +6,7 @@ Each run is a work directory, whose logs are joined if the run was resumed, or o
 
 import argparse
 
-from crossformer_mm.launch import fail
+from crossformer_mm.launch import errors_in_one_line
 from crossformer_mm.visualization.canvas import check_png, write_png
 from crossformer_mm.visualization.curves import choose_labels, choose_panels, draw_curves
 from crossformer_mm.visualization.errors import VisualizationError
@@ -44,10 +44,8 @@ def plot(args: argparse.Namespace) -> None:
 def main() -> None:
     """Draw, or say in one line why not."""
     args = parse_args()
-    try:
+    with errors_in_one_line(VisualizationError):
         plot(args)
-    except VisualizationError as error:
-        fail(str(error))
 
 
 if __name__ == "__main__":

@@ -10,16 +10,13 @@ import argparse
 
 from crossformer_mm.launch import (
     add_cfg_options,
+    check_device,
     check_file,
-    checkpoint_errors_in_one_line,
-    fail,
+    errors_in_one_line,
     load_config,
 )
-from crossformer_mm.visualization.backbone import (
-    RANDOM_WEIGHTS,
-    build_backbone,
-    check_device,
-)
+from crossformer_mm.safe_load import CheckpointError
+from crossformer_mm.visualization.backbone import RANDOM_WEIGHTS, build_backbone
 from crossformer_mm.visualization.canvas import check_png, write_png
 from crossformer_mm.visualization.errors import VisualizationError
 from crossformer_mm.visualization.figures import (
@@ -111,11 +108,8 @@ def visualize(args: argparse.Namespace) -> None:
 def main() -> None:
     """Draw, or say in one line why not."""
     args = parse_args()
-    with checkpoint_errors_in_one_line():
-        try:
-            visualize(args)
-        except VisualizationError as error:
-            fail(str(error))
+    with errors_in_one_line(CheckpointError, VisualizationError):
+        visualize(args)
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ from crossformer_mm.benchmark.suites import SUITES
 from crossformer_mm.flops import DEFAULT_SHAPES
 from crossformer_mm.launch import add_cfg_options, check_data, fail, require
 from crossformer_mm.models import ATTENTION_PATHS, LDA_MODES, CrossFormer
+from crossformer_mm.models.crossformer import MIN_IMAGE_SIZE
 
-MIN_SIDE = 32
 DEFAULT_REPEAT, DEFAULT_WARMUP = 10, 3
 THROUGHPUT_REPEAT, THROUGHPUT_WARMUP = 30, 50  # as in the authors' training program
 BACKBONE_OPTIONS = ("arch", "group_size", "interval", "lda_mode", "with_cp", "against")
@@ -95,7 +95,7 @@ def _add_how(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("how to measure")
     group.add_argument(
         "--shape",
-        type=_at_least(MIN_SIDE),
+        type=_at_least(MIN_IMAGE_SIZE),
         nargs="+",
         metavar="SIDE",
         help="height and width of the images, or one number for both; if not set, 224, and the "

@@ -50,16 +50,3 @@ def _pretrained(init_cfg: object) -> str | None:
     if isinstance(init_cfg, Mapping) and init_cfg.get("type") == "Pretrained":
         return init_cfg["checkpoint"]
     return None
-
-
-def check_device(name: str) -> torch.device:
-    """Return the device of a name such as ``'cpu'`` or ``'cuda:1'``.
-
-    Raises:
-        VisualizationError: If there is none.
-    """
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise VisualizationError(f"--device {name} cannot be used: {reason}") from error

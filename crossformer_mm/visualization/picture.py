@@ -13,6 +13,7 @@ from mmengine.registry import init_default_scope
 from torch import Tensor
 
 from crossformer_mm.models.crossformer import MIN_IMAGE_SIZE
+from crossformer_mm.preprocessor import find_preprocessor, takes_rgb
 from crossformer_mm.visualization.errors import VisualizationError
 
 
@@ -45,7 +46,7 @@ def read_picture(path: str | Path, cfg: Config, shape: Sequence[int] | None = No
             f"at least {MIN_IMAGE_SIZE} {MIN_IMAGE_SIZE}"
         )
     rgb = np.ascontiguousarray(image[..., ::-1])
-    return Picture(rgb, _normalise(rgb, _preprocessor_of(cfg)))
+    return Picture(rgb, _normalise(rgb, find_preprocessor(cfg)))
 
 
 def _read_bgr(path: Path) -> np.ndarray:
@@ -82,14 +83,10 @@ def _run_test_pipeline(image: np.ndarray, cfg: Config) -> np.ndarray:
     return Compose(steps)(dict(img=image, img_shape=shape, ori_shape=shape))["img"]
 
 
-def _preprocessor_of(cfg: Config) -> Mapping:
-    return cfg.model.get("data_preprocessor") or cfg.get("data_preprocessor") or {}
-
-
 def _normalise(rgb: np.ndarray, preprocessor: Mapping) -> Tensor:
     """(H, W, 3) -> (1, 3, H, W), in the order of colours that the model was made for."""
-    takes_rgb = preprocessor.get("bgr_to_rgb") or preprocessor.get("to_rgb")
-    values = torch.from_numpy(rgb).float() if takes_rgb else torch.from_numpy(rgb).flip(-1).float()
+    values = torch.from_numpy(rgb)
+    values = (values if takes_rgb(preprocessor) else values.flip(-1)).float()
     if preprocessor.get("mean") is not None:
         values = (values - torch.tensor(preprocessor["mean"])) / torch.tensor(preprocessor["std"])
     return values.permute(2, 0, 1)[None].contiguous()
