@@ -42,12 +42,14 @@ def build_fsdp_runner(cfg: Config) -> FlexibleRunner:
             of the work directory. Changed in place.
     """
     cfg.launcher = "pytorch"
+    replaced = []
     if not torch.cuda.is_available():
         torch.distributed.init_process_group("gloo")
-        launch.replace_gpu_only_parts(cfg)
+        replaced = launch.replace_gpu_only_parts(cfg)
     cfg.strategy = dict(type="CrossFormerFSDPStrategy")
     runner = FSDPRunner.from_cfg(cfg)
     launch.register_training_hooks(runner, cfg)
+    launch.log_devices(cfg.launcher, replaced)
     return runner
 
 

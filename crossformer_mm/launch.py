@@ -142,11 +142,15 @@ def build_runner(cfg: Config, launcher: str, all_weights_needed: bool) -> Runner
     runner.register_hook(CheckpointMatchHook(all_weights_needed, cfg.get("resume", False)))
     runner.register_hook(WholeCheckpointsHook())
     register_training_hooks(runner, cfg)
-    print_log(f"Running on {_describe_devices(launcher)}", logger="current")
+    log_devices(launcher, replaced)
     print_log(f"Attention path: {_describe_attention(runner.model)}", logger="current")
-    for line in replaced:
-        print_log(line, logger="current")
     return runner
+
+
+def log_devices(launcher: str, replaced: list[str]) -> None:
+    """Log what trains or tests, and the lines of :func:`replace_gpu_only_parts`."""
+    for line in (f"Running on {_describe_devices(launcher)}", *replaced):
+        print_log(line, logger="current")
 
 
 def register_training_hooks(runner: Runner | FlexibleRunner, cfg: Config) -> None:

@@ -19,24 +19,23 @@ from crossformer_mm.safe_load import load_file
 # Runs the page's script on a config, then the same again from its first checkpoint, then the
 # training without FSDP.
 FSDP_AND_DDP = """
-import runpy, sys
+import contextlib, runpy, sys
 from pathlib import Path
 import torch
-from crossformer_mm import launch
+from crossformer_mm import launch, process_end
 
 script, *folders = sys.argv[1:]
-torch.distributed.init_process_group('gloo')
-end = torch.distributed.destroy_process_group
-torch.distributed.init_process_group = lambda *args: None  # once is enough
-torch.distributed.destroy_process_group = lambda: None
-for folder in map(Path, folders):
-    for name in ('fsdp', 'resumed'):
-        sys.argv = [script, str(folder / f'{name}.py')]
-        runpy.run_path(script)
-    cfg = launch.load_config(str(folder / 'ddp.py'))
-    launch.build_runner(cfg, 'pytorch', all_weights_needed=False).train()
-torch.distributed.barrier()
-end()
+with process_end.end_without_finalizing():
+    torch.distributed.init_process_group('gloo')
+    torch.distributed.init_process_group = lambda *args: None  # once is enough
+    process_end.end_without_finalizing = contextlib.nullcontext  # more is to follow
+    for folder in map(Path, folders):
+        for name in ('fsdp', 'resumed'):
+            sys.argv = [script, str(folder / f'{name}.py')]
+            runpy.run_path(script)
+        cfg = launch.load_config(str(folder / 'ddp.py'))
+        launch.build_runner(cfg, 'pytorch', all_weights_needed=False).train()
+    torch.distributed.barrier()
 """
 # 2 epochs of 1 iteration with 2 images in each process. With this eps the optimizer's step is
 # proportional to the gradient, so that rounding does not grow, and clipping shows.

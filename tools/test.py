@@ -23,6 +23,7 @@ from crossformer_mm.launch import (
     load_config,
     require,
 )
+from crossformer_mm.process_end import end_without_finalizing
 from crossformer_mm.process_failure import reason_for_launcher
 
 
@@ -98,7 +99,7 @@ def draw_predictions(cfg: Config, folder: Path) -> None:
 
 def main() -> None:
     """Test."""
-    with interruption_in_one_line(), reason_for_launcher():
+    with end_without_finalizing(), interruption_in_one_line(), reason_for_launcher():
         test(parse_args())
 
 

@@ -22,6 +22,7 @@ from crossformer_mm.launch import (
     require,
 )
 from crossformer_mm.loss_check import InvalidLossError
+from crossformer_mm.process_end import end_without_finalizing
 from crossformer_mm.process_failure import reason_for_launcher
 from crossformer_mm.resume import find_checkpoint_to_resume
 from crossformer_mm.safe_load import CheckpointError
@@ -72,7 +73,7 @@ def apply_options(cfg: Config, args: argparse.Namespace) -> None:
 
 def main() -> None:
     """Train."""
-    with interruption_in_one_line(ADVICE), reason_for_launcher():
+    with end_without_finalizing(), interruption_in_one_line(ADVICE), reason_for_launcher():
         train(parse_args())
 
 
