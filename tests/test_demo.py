@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import struct
+import zlib
 from pathlib import Path
 
 import cv2
@@ -140,6 +142,15 @@ def class_names(task: str) -> tuple[str, ...]:
     return Dataset.METAINFO["classes"]
 
 
+def png_of_size(width: int, height: int) -> bytes:
+    """A PNG file of a size in pixels, without its pixels."""
+    chunks = [b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0), b"IDAT"]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+        for chunk in chunks
+    )
+
+
 @pytest.mark.parametrize("task", NANO)
 def test_the_good_images_of_a_folder_are_predicted_and_the_bad_are_named(
     task, demo, pictures, untrained, capfd
@@ -149,14 +160,16 @@ def test_the_good_images_of_a_folder_are_predicted_and_the_bad_are_named(
     (folder / "cut.jpg").write_bytes(whole[: len(whole) * 2 // 3])
     (folder / "noise.png").write_bytes(bytes(range(200)))
     (folder / "empty.png").touch()
+    (folder / "huge.png").write_bytes(png_of_size(60_000, 60_000))
     (folder / "notes.txt").write_text("no image, and not looked at")
     with pytest.raises(SystemExit) as exit_info:
         demo(task, folder, "--batch-size", 2)
-    assert exit_info.value.code == "error: 3 of 6 inputs failed, see above"
+    assert exit_info.value.code == "error: 4 of 7 inputs failed, see above"
     out, errors = capfd.readouterr()
-    assert "3 of 6 inputs done" in out
+    assert "3 of 7 inputs done" in out
     assert f"cannot use {folder}/cut.jpg: the image is cut off" in errors
     assert f"cannot use {folder}/noise.png: it is not an image" in errors
+    assert f"cannot use {folder}/huge.png: it is not an image that OpenCV can read" in errors
     assert f"cannot use {folder}/empty.png: the file is empty" in errors
 
     results = folder.parent / "out"
