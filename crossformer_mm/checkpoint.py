@@ -14,6 +14,7 @@ from pathlib import Path
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from crossformer_mm.checkpoint_errors import describe, one_line
 from crossformer_mm.checkpoint_sources import find_file
 from crossformer_mm.matching import describe_mismatch, find_architecture, shapes_of
 from crossformer_mm.safe_load import CheckpointError, load_file
@@ -95,14 +96,18 @@ def extract_state_dict(checkpoint: object, filename: str | Path) -> dict[str, Te
     for name, value in checkpoint.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise CheckpointError(
-                f"checkpoint {filename} holds no state dict of tensors: {name!r} is a "
-                f"{type(value).__name__}"
+                f"checkpoint {filename} holds no state dict of tensors: "
+                f"{one_line(repr(name), 100)} is {describe(value)}"
             )
     weights = {name.removeprefix("module."): value for name, value in checkpoint.items()}
     if len(weights) < len(checkpoint):
         raise CheckpointError(
             f"checkpoint {filename} has weights both with and without 'module.' in front"
         )
+    classifiers = Counter(_CLASSIFIER.get(name.removeprefix(PREFIX)) for name in weights)
+    twice = [name for name, count in classifiers.items() if name is not None and count > 1]
+    if twice:
+        raise CheckpointError(f"checkpoint {filename} has {twice[0]} under two names")
     return weights
 
 
@@ -178,6 +183,8 @@ def check_backbone(weights: Mapping[str, Tensor], expected: Mapping, complaint: 
     The error begins with ``complaint`` and names the architecture that would fit, if one does.
     """
     problems = describe_mismatch(weights, expected)
+    if not problems and not all(value.is_floating_point() for value in weights.values()):
+        problems = "weights that are not floating-point numbers"
     if problems:
         arch, fits = find_architecture(weights)
         hint = f" (its weights are those of arch {arch!r})" if fits else ""

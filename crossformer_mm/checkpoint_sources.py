@@ -1,5 +1,6 @@
 """From the name of a checkpoint to a file: paths, URLs and mmengine's short names."""
 
+from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -66,5 +67,5 @@ def _fetch(url: str, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         torch.hub.download_url_to_file(url, str(path))
-    except OSError as error:
+    except (OSError, HTTPException, ValueError) as error:
         raise CheckpointError(f"checkpoint {url} cannot be downloaded: {error}") from error

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from crossformer_mm.checkpoint_errors import one_line
 from crossformer_mm.safe_load import CheckpointError
 from crossformer_mm.whole_files import replace_when_complete
 
@@ -16,12 +17,15 @@ from crossformer_mm.whole_files import replace_when_complete
 def check_destination(source: Path, destination: Path) -> None:
     """Raise CheckpointError if a checkpoint cannot be written there, before work is spent."""
     folder = destination.parent
-    if not folder.is_dir():
-        raise CheckpointError(f"{destination} cannot be written: there is no folder {folder}")
-    if destination.exists() and not destination.is_file():
-        raise CheckpointError(f"{destination} cannot be written: it is not a file")
-    if destination.exists() and source.exists() and destination.samefile(source):
-        raise CheckpointError(f"{destination} is the source: give the result another name")
+    try:
+        if not folder.is_dir():
+            raise CheckpointError(f"{destination} cannot be written: there is no folder {folder}")
+        if destination.exists() and not destination.is_file():
+            raise CheckpointError(f"{destination} cannot be written: it is not a file")
+        if destination.exists() and source.exists() and destination.samefile(source):
+            raise CheckpointError(f"{destination} is the source: give the result another name")
+    except OSError as error:
+        raise CheckpointError(f"{destination} cannot be written: {error.strerror}") from error
 
 
 def write_checkpoint(path: Path, weights: Mapping[str, Tensor], meta: Mapping) -> None:
@@ -37,9 +41,9 @@ def write_checkpoint(path: Path, weights: Mapping[str, Tensor], meta: Mapping) -
     Raises:
         CheckpointError: If it cannot be written, as on a full disk. Nothing is left behind.
     """
-    weights = own_memory(weights)
     write = _write_safetensors if path.suffix == ".safetensors" else _write_pth
     try:
+        weights = own_memory(weights)
         with replace_when_complete(path) as temporary:
             write(temporary, weights, meta)
     except Exception as error:
@@ -47,13 +51,17 @@ def write_checkpoint(path: Path, weights: Mapping[str, Tensor], meta: Mapping) -
 
 
 def own_memory(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copy tensors that are parts of larger memory, which would be written as a whole."""
-    return {
-        name: value.detach()
-        if value.is_contiguous() and value.untyped_storage().nbytes() == value.nbytes
-        else value.detach().clone(memory_format=torch.contiguous_format)
-        for name, value in weights.items()
-    }
+    """Copy tensors that share memory, or are parts of more, which would be written as a whole."""
+    taken: set[int] = set()
+    own = {}
+    for name, value in weights.items():
+        memory = value.untyped_storage()
+        is_own = memory.nbytes() == value.nbytes and memory.data_ptr() not in taken
+        taken.add(memory.data_ptr())
+        own[name] = value.detach()
+        if not (is_own and value.is_contiguous()):
+            own[name] = own[name].clone(memory_format=torch.contiguous_format)
+    return own
 
 
 def _write_pth(path: Path, weights: Mapping[str, Tensor], meta: Mapping) -> None:
@@ -85,4 +93,4 @@ def _find_reason(error: BaseException) -> str:
         if isinstance(link, OSError) and link.errno is not None:
             return os.strerror(link.errno)
         link = link.__cause__ or link.__context__
-    return str(error)
+    return one_line(str(error).partition("\n")[0])

@@ -24,10 +24,12 @@ from crossformer_mm.checkpoint import (
     library_layout,
     sort_contents,
 )
+from crossformer_mm.checkpoint_errors import one_line
 from crossformer_mm.checkpoint_writing import check_destination, write_checkpoint
 from crossformer_mm.dense_models import find_dense_model, make_config
 from crossformer_mm.matching import (
     backbone_shapes,
+    count_outputs,
     describe_mismatch,
     find_architecture,
     shapes_of,
@@ -66,6 +68,7 @@ def convert_checkpoint(
         ValueError: If ``arch`` is no architecture's name.
         CheckpointError: If anything else is wrong; nothing is written then.
     """
+    source, destination = source.expanduser(), destination.expanduser()
     arch = None if arch is None else full_name(arch)
     check_destination(source, destination)
     checkpoint = load_file(source)
@@ -84,7 +87,7 @@ def convert_checkpoint(
         "kind": target.kind,
         "arch": name,
         "crossformer_mm_version": __version__,
-        **_dataset_meta(checkpoint),
+        **_dataset_meta(checkpoint, source),
     }
     write_checkpoint(destination, weights, meta)
     unchanged = "" if weights.keys() - find_state_dict(checkpoint).keys() else ", names unchanged"
@@ -119,8 +122,7 @@ def _choose_target(
     backbone = backbone_shapes(arch, final_norm=final_norm)
     if not contents.classifier:
         return Target("backbone", backbone, {})
-    weight = contents.classifier.get("head.fc.weight")
-    classes = 0 if weight is None else len(weight)
+    classes = count_outputs(contents.classifier.get("head.fc.weight"))
     channels = backbone["norm.weight"][0]
     heads = {"head.fc.weight": Size((classes, channels)), "head.fc.bias": Size((classes,))}
     return Target("classifier", backbone, heads)
@@ -144,7 +146,11 @@ def _target_of_dense(contents: Contents, arch: str, source: Path) -> Target:
 
 
 def _target_of_config(contents: Contents, cfg: Config) -> Target:
-    target = _target_of_model(cfg.model.type, cfg)
+    try:
+        target = _target_of_model(cfg.model.type, cfg)
+    except Exception as error:
+        reason = one_line(f"{type(error).__name__}: {error}")
+        raise CheckpointError(f"the model of {cfg.filename} cannot be built: {reason}") from error
     if contents.is_dense:
         return target
     if cfg.get("default_scope") != "mmpretrain":
@@ -179,14 +185,19 @@ def _hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _dataset_meta(checkpoint: Mapping) -> dict:
+def _dataset_meta(checkpoint: Mapping, source: Path) -> dict:
     """Class names and colours, which inference draws with; older libraries name them otherwise."""
     meta = checkpoint.get("meta")
     if not isinstance(meta, Mapping):
         return {}
-    old = {key.lower(): meta[key] for key in ("CLASSES", "PALETTE") if meta.get(key)}
+    old = {key.lower(): meta[key] for key in ("CLASSES", "PALETTE") if meta.get(key) is not None}
     found = meta.get("dataset_meta") or old
     if not found:
         return {}
-    # Both file formats get what JSON can hold: lists for tuples and arrays.
-    return {"dataset_meta": json.loads(json.dumps(found, default=lambda array: array.tolist()))}
+    try:
+        # Both file formats get what JSON can hold: lists for tuples and arrays.
+        return {"dataset_meta": json.loads(json.dumps(found, default=lambda array: array.tolist()))}
+    except (AttributeError, RecursionError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{source} has class names or colours that are no lists: {one_line(str(error))}"
+        ) from error

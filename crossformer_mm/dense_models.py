@@ -7,6 +7,7 @@ from mmengine.config import Config, ConfigDict
 from torch import Tensor
 
 from crossformer_mm.architectures import ARCH_ZOO, STAGES
+from crossformer_mm.matching import count_outputs
 from crossformer_mm.model_hub import find_index_root
 from crossformer_mm.safe_load import CheckpointError
 
@@ -121,7 +122,7 @@ def make_config(kind: DenseModel, arch: str, weights: Mapping[str, Tensor]) -> C
     def rows(layer: str) -> int:
         if f"{layer}.weight" not in weights:
             raise CheckpointError(f"is a {kind.name} without {layer}.weight")
-        return len(weights[f"{layer}.weight"])
+        return count_outputs(weights[f"{layer}.weight"])
 
     cfg = Config.fromfile(find_index_root() / "configs" / kind.base)
     cfg.default_scope = kind.scope

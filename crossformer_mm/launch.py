@@ -91,7 +91,7 @@ def check_data(cfg: Config, *loaders: str) -> None:
 
 def check_file(path: str | None, argument: str) -> None:
     """Fail if a local file named on the command line does not exist."""
-    if path is not None and "://" not in path and not Path(path).is_file():
+    if path is not None and "://" not in path and not Path(path).expanduser().is_file():
         fail(f"{argument} {path} does not exist")
 
 

@@ -7,8 +7,10 @@ import torch
 from torch import Size, Tensor
 
 from crossformer_mm.architectures import ARCH_ZOO
+from crossformer_mm.checkpoint_errors import one_line
 
 MAX_NAMED_KEYS = 10
+MAX_NAME_LENGTH = 150
 
 Shapes = Mapping[str, Size]
 
@@ -37,7 +39,13 @@ def describe_mismatch(weights: Mapping[str, Tensor], expected: Shapes) -> str:
 
 def _name_some(kind: str, names: list[str], limit: int) -> str:
     more = ", ..." if len(names) > limit else ""
-    return f"{len(names)} {kind}: {', '.join(names[:limit])}{more}"
+    shown = ", ".join(one_line(name, MAX_NAME_LENGTH) for name in names[:limit])
+    return f"{len(names)} {kind}: {shown}{more}"
+
+
+def count_outputs(weight: Tensor | None) -> int:
+    """The outputs of the layer that a weight belongs to; 0 if there is none or it has no axis."""
+    return 0 if weight is None or weight.ndim == 0 else len(weight)
 
 
 def find_architecture(backbone: Mapping[str, Tensor]) -> tuple[str | None, bool]:

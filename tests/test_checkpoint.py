@@ -25,6 +25,7 @@ from mmengine.registry import PARAM_SCHEDULERS
 
 from crossformer_mm import CrossFormer
 from crossformer_mm.checkpoint_sources import find_file
+from crossformer_mm.launch import check_file
 from crossformer_mm.resume import find_checkpoint_to_resume
 from crossformer_mm.safe_load import CheckpointError, UnsafeCheckpointError, load_file
 
@@ -165,6 +166,133 @@ def script(path: Path) -> None:
     torch.jit.trace(Identity(), torch.ones(1)).save(str(path))
 
 
+def zip_of_pickle(path: Path, instructions: bytes, **records: bytes) -> None:
+    """A checkpoint whose pickle is written by hand; storage ``s0`` becomes ``data/0``."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("w/data.pkl", b"\x80\x04" + instructions + b".")
+        archive.writestr("w/version", "3\n")
+        for name, data in records.items():
+            archive.writestr(f"w/data/{name[1:]}", data)
+
+
+def name(module: str, attribute: str) -> bytes:
+    """The instruction that puts what a name stands for on the stack."""
+    return f"c{module}\n{attribute}\n".encode()
+
+
+def text(value: str) -> bytes:
+    return b"X" + struct.pack("<I", len(value)) + value.encode()
+
+
+def number(value: int) -> bytes:
+    return b"\x8a\x08" + struct.pack("<q", value)
+
+
+def storage(count: int, kind: str = "FloatStorage") -> bytes:
+    """The instructions for a storage of ``count`` numbers, record ``data/0``."""
+    parts = [text("storage"), name("torch", kind), text("0"), text("cpu"), number(count)]
+    return b"(" + b"".join(parts) + b"tQ"
+
+
+def command(trace: Path) -> bytes:
+    return b"(" + text(f"touch {trace}")
+
+
+def lists_in_lists(depth: int) -> bytes:
+    """A list of twice the same list, and so on: to show or hash all of it takes for ever."""
+    pairs = [b"0](h" + bytes([i, ord("h"), i]) + b"eq" + bytes([i + 1]) for i in range(depth)]
+    return b"]q\x00" + b"".join(pairs)
+
+
+def tuples_in_tuples(depth: int) -> bytes:
+    pairs = [b"0h" + bytes([i, ord("h"), i]) + b"\x86q" + bytes([i + 1]) for i in range(depth)]
+    return b")q\x00" + b"".join(pairs)
+
+
+def array(shape: int, content: bytes) -> bytes:
+    """The state of a numpy array with one axis."""
+    dtype = name("numpy", "dtype") + b"(" + text("f8") + b"\x89\x88tR"
+    data = b"B" + struct.pack("<I", len(content)) + content
+    return b"(" + number(1) + b"(" + number(shape) + b"t" + dtype + b"\x89" + data + b"t"
+
+
+def tar_and_zip(path: Path, trace: Path) -> None:
+    """A zip file after a tar file, of which torch.load would unpack a link to another file."""
+    victim = trace.with_name("victim")
+    victim.touch(mode=0o600)
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as archive:
+        archive.addfile(tarfile.TarInfo("PK"))
+        link = tarfile.TarInfo("storages")
+        link.type, link.linkname, link.mode = tarfile.LNKTYPE, str(victim), 0o777
+        archive.addfile(link)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("w/data.pkl", b"\x80\x04N.")
+        archive.writestr("w/version", "3\n")
+
+
+HISTORY = name("mmengine.logging.history_buffer", "HistoryBuffer")
+EMPTY_ARRAY = name("numpy.core.multiarray", "_reconstruct") + b"()tR"
+# Instructions that plain weights do not have; some of them harm the process without any call of a
+# function, by its memory or time.
+INSTRUCTIONS = {
+    "INST": (lambda t: command(t) + b"ios\nsystem\n", "instruction INST"),
+    "OBJ": (lambda t: b"(" + name("collections", "Counter") + text("a") + b"o", "instruction OBJ"),
+    "NEWOBJ_EX with an address": (
+        lambda t: b"(" + number(8) + b"t}" + text("allocator") + number(4660) + b"s\x92",
+        "instruction NEWOBJ_EX",
+    ),
+    "an extension": (lambda t: b"\x82\x01", "instruction EXT1"),
+    "a name of a name": (
+        lambda t: text("torch") + text("serialization.os.system") + b"\x93" + command(t) + b"tR",
+        r"names torch\.serialization\.os\.system",
+    ),
+    "a module": (lambda t: name("torch", "_inductor"), r"names torch\._inductor"),
+    "an untyped storage": (
+        lambda t: name("torch", "UntypedStorage") + b"(" + number(1 << 40) + b"tR",
+        r"names torch\.UntypedStorage",
+    ),
+    "a call of a type": (lambda t: name("torch", "float32") + b")R", "calls a dtype"),
+    "a call of a class": (lambda t: HISTORY + b"(" + lists_in_lists(40) + b"tR", "calls Hist"),
+    "a call of a schedule's curve": (
+        lambda t: (
+            name("builtins", "getattr")
+            + b"("
+            + name("mmengine.optim.scheduler.param_scheduler", "OneCycleParamScheduler")
+            + text("_annealing_cos")
+            + b"tR(NNNtR"
+        ),
+        "calls a function",
+    ),
+    "an object of a function": (lambda t: name("torch", "Size") + b")\x81", "makes an object of"),
+    "an array that is filled twice": (
+        lambda t: EMPTY_ARRAY + array(2, bytes(16)) + b"b" + array(1, bytes(8)) + b"b",
+        "fills an array twice",
+    ),
+    "an item of a storage": (
+        lambda t: storage(1) + number(1 << 30) + b"Ns",
+        "changes a TypedStorage",
+    ),
+    "items of a class": (lambda t: HISTORY + b"(" + text("mean") + b"Nu", "changes HistoryBuffer"),
+    "lists in lists": (
+        lambda t: name("builtins", "getattr") + b"(" + lists_in_lists(60) + text("x") + b"tR",
+        "attribute 'x' of a list",
+    ),
+    "tuples in tuples": (lambda t: b"}" + tuples_in_tuples(60) + b"Ns", "a tuple in a key"),
+    "a tuple in a set": (lambda t: b"\x8f(" + tuples_in_tuples(60) + b"\x90", "a tuple in a key"),
+    "something stored elsewhere": (
+        lambda t: b"(" + text("module") + b"NNNNtQ",
+        "asks for 'module', which is no storage",
+    ),
+    "lines in a name": (
+        lambda t: text("os") + text("system\nerror: all is well\x1b[31m") + b"\x93",
+        r"names os\.system\\nerror: all is well\\x1b",
+    ),
+    "a long name": (
+        lambda t: text("a" * 10**6) + text("b") + b"\x93",
+        r"names a{100}\.\.\., which",
+    ),
+}
+
 # name: how the file is made, given its path and the file that would prove that code ran, and what
 # is said about it.
 HOSTILE = {
@@ -206,6 +334,10 @@ HOSTILE = {
         r"\.system|array type",
     ),
     "TorchScript": (lambda p, t: script(p), "TorchScript"),
+    **{
+        key: (lambda p, t, make=make: zip_of_pickle(p, make(t), s0=bytes(4)), said)
+        for key, (make, said) in INSTRUCTIONS.items()
+    },
 }
 
 
@@ -221,9 +353,20 @@ def test_a_hostile_file_is_refused_and_does_nothing(monkeypatch, tmp_path, name)
         load_file(path)
     with pytest.raises(UnsafeCheckpointError, match=said):
         pretrained(path)
-    with pytest.raises(SystemExit, match=rf"^error: .*{said}"):
+    with pytest.raises(SystemExit, match=rf"^error: .*{said}") as ended:
         tool_main(monkeypatch, CONVERT, path, tmp_path / "new.pth")
+    assert str(ended.value).isprintable() and len(str(ended.value)) < 1000
     assert not trace.exists() and not (tmp_path / "new.pth").exists()
+
+
+def test_nothing_of_a_tar_before_a_zip_is_unpacked(tmp_path):
+    tar_and_zip(tmp_path / "w.pth", tmp_path / "ran")
+    with pytest.raises(CheckpointError, match="is not a PyTorch or safetensors checkpoint"):
+        load_file(tmp_path / "w.pth")
+    assert (tmp_path / "victim").stat().st_mode & 0o777 == 0o600
+    with suppress(Exception):  # otherwise the test could not fail
+        torch.load(tmp_path / "w.pth", weights_only=False)
+    assert (tmp_path / "victim").stat().st_mode & 0o777 == 0o777
 
 
 def test_the_hostile_files_would_run(tmp_path):
@@ -288,6 +431,28 @@ def flip_a_bit(path: Path) -> None:
     path.write_bytes(data)
 
 
+def compress(path: Path) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("w/data.pkl", pickle.dumps({"a": "a" * 10**6}, protocol=2))
+        archive.writestr("w/version", "3\n")
+
+
+def overlap(path: Path) -> None:
+    """Two entries of the directory at the end stand for the same record."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("w/data.pkl", bytes(1000))
+        archive.writestr("w/version", "3\n")
+        archive.filelist.append(archive.filelist[0])
+
+
+def leave_out_storages(path: Path) -> None:
+    """The last pickle of an old file lists the storages that follow: let it list none."""
+    save(path, {"a": torch.ones(2)}, zipped=False)
+    data = path.read_bytes()
+    start = data.rindex(b"\x80\x02]")
+    path.write_bytes(data[:start] + b"\x80\x02].")
+
+
 def cut_safetensors(path: Path) -> None:
     header = b'{"a":{"dtype":"F32","shape":[1000],"data_offsets":[0,4000]}}'
     path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(300))
@@ -330,6 +495,39 @@ MALFORMED = {
     "no weights": (lambda p: save(p, {"epoch": 3}), "'epoch' is a int"),
     "empty state dict": (lambda p: save(p, {"model": {}}), "holds no state dict"),
     "array": (lambda p: save(p, {"model": {"a": np.ones(2)}}), "'a' is a ndarray"),
+    "short storage": (
+        lambda p: zip_of_pickle(p, storage(1000), s0=bytes(4)),
+        "is damaged: its storage '0' has not 4000 bytes",
+    ),
+    "compressed": (compress, "is compressed"),
+    "overlapping": (overlap, "is damaged: its records overlap"),
+    "same names": (
+        lambda p: zip_of_pickle(p, b"N", sa=b"a" * 9, sA=b"b"),
+        "is damaged: two of its records have the same name",
+    ),
+    "no storages": (leave_out_storages, "is damaged: it names tensors whose values are not there"),
+    "hand-made instruction": (
+        lambda p: zip_of_pickle(p, b"\xff"),
+        "is not a complete checkpoint: byte 255 is no pickle instruction",
+    ),
+    "two classifiers": (
+        lambda p: save(p, {"head.weight": torch.ones(1), "head.fc.weight": torch.ones(1)}),
+        "has head.fc.weight under two names",
+    ),
+    "metadata": (
+        lambda p: zip_of_pickle(
+            p, name("collections", "OrderedDict") + b")R}" + text("_metadata") + number(1) + b"sb"
+        ),
+        "sets attributes of an OrderedDict",
+    ),
+    "integers": (
+        lambda p: save(p, {n: v.int() for n, v in old.backbone_weights("tiny").items()}),
+        "weights that are not floating-point numbers",
+    ),
+    "lines in a name": (
+        lambda p: save(p, old.backbone_weights("tiny") | {"a\nb" + "c" * 10**4: torch.ones(1)}),
+        r"unexpected: a\\nbc+\.\.\.",
+    ),
     "doubled": (
         lambda p: save(p, {"a": torch.ones(1), "module.a": torch.ones(1)}),
         "both with and without 'module.'",
@@ -345,7 +543,7 @@ def test_a_malformed_file_is_named_in_one_line(monkeypatch, tmp_path, name):
     with pytest.raises(SystemExit, match=rf"^error: [^\n]*{path.name}[^\n]*{said}[^\n]*$"):
         tool_main(monkeypatch, CONVERT, path, tmp_path / "new.pth")
     with pytest.raises(CheckpointError, match=said):
-        pretrained(path)
+        pretrained(path, arch="tiny")
     assert {p.name for p in tmp_path.iterdir()} == {path.name}
 
 
@@ -362,6 +560,7 @@ def test_a_destination_that_cannot_be_written_is_named(monkeypatch, tmp_path):
     content = source.read_bytes()
     for destination, said in {
         tmp_path / "missing/new.pth": f"there is no folder {tmp_path / 'missing'}$",
+        tmp_path / ("n" * 300): "File name too long",
         tmp_path: "it is not a file$",
         source: "is the source: give the result another name$",
     }.items():
@@ -460,6 +659,28 @@ def test_names_and_urls_become_files(monkeypatch, tmp_path):
     for name in ("s3://bucket/w.pth", "pavi://w", "torchvision://no_such_model"):
         with pytest.raises(CheckpointError, match=name):
             find_file(name)
+
+
+def test_a_home_folder_is_found(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save(tmp_path / "w.pth", old.classifier_weights("tiny", 2))
+    tool_main(monkeypatch, CONVERT, "~/w.pth", "~/new.pth")
+    assert load_file("~/new.pth")["meta"]["kind"] == "classifier"
+    check_file("~/new.pth", "--pretrained")
+
+
+def test_torchs_own_rule_is_named_where_it_stands_in_the_way(monkeypatch, tmp_path):
+    save(tmp_path / "w.pth", {})
+    monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
+    with pytest.raises(CheckpointError, match="unset it"):
+        load_file(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("url", ["http://host:port/w.pth", "http://no host/w.pth"])
+def test_an_address_that_is_none_is_named(monkeypatch, tmp_path, url):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(CheckpointError, match=f"checkpoint {url} cannot be downloaded"):
+        find_file(url)
 
 
 def test_a_failed_download_is_named_and_leaves_nothing(monkeypatch, tmp_path):

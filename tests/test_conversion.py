@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import old_checkpoints as old
 import pytest
 import torch
@@ -215,6 +216,44 @@ def test_parts_of_larger_memory_are_written_alone(tmp_path):
         assert size < 1.01 * 4 * start + 200_000
 
 
+def test_weights_that_share_memory_are_written_each(tmp_path):
+    weights = old.classifier_weights("tiny", 2)
+    weights["norm.bias"] = weights["norm.weight"]
+    torch.save(weights, tmp_path / "w.pth")
+    for suffix in ("pth", "safetensors"):
+        result = converted(tmp_path / "w.pth", tmp_path / f"new.{suffix}")
+        assert_equal(result["state_dict"], as_in_mmpretrain(weights))
+
+
+@pytest.mark.parametrize("palette", [np.arange(6).reshape(2, 3), [[0, 1, 2], [3, 4, 5]]])
+def test_classes_and_colours_are_kept(tmp_path, palette):
+    meta = dict(CLASSES=("cat", "dog"), PALETTE=palette)
+    torch.save(
+        {"meta": meta, "state_dict": old.dense_weights("upernet", "tiny", 2)}, tmp_path / "w.pth"
+    )
+    kept = converted(tmp_path / "w.pth", tmp_path / "new.pth")["meta"]["dataset_meta"]
+    assert kept == dict(classes=["cat", "dog"], palette=[[0, 1, 2], [3, 4, 5]])
+
+
+def test_classes_that_are_no_list_are_refused(tmp_path):
+    content = {"meta": dict(CLASSES={"cat"}), "state_dict": old.classifier_weights("tiny", 2)}
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(
+        CheckpointError, match=r"w\.pth has class names or colours that are no lists"
+    ):
+        convert_checkpoint(tmp_path / "w.pth", tmp_path / "new.pth")
+
+
+@pytest.mark.parametrize("model", [None, "x", dict(type="Nothing"), dict(type="ImageClassifier")])
+def test_a_config_without_a_model_is_named(tmp_path, tiny, model):
+    cfg = load_config(str(NANO_CLASSIFIER))
+    cfg.model = model
+    with pytest.raises(
+        CheckpointError, match=r"^the model of .*toy-imagenet\.py cannot be built: "
+    ):
+        convert_checkpoint(tiny, tmp_path / "new.pth", cfg=cfg)
+
+
 def test_a_config_gives_the_backbone_of_a_classifier_to_a_dense_model(tmp_path):
     weights = old.classifier_weights("small")
     old.save_classifier(tmp_path / "w.pth", weights)
@@ -247,6 +286,8 @@ def broken(weights: dict[str, Tensor], fault: str) -> dict[str, Tensor]:
         weights[first] = weights[first][:, :, 1:]
     elif fault == "no classifier bias":
         del weights["head.bias"]
+    elif fault == "classifier without an axis":
+        weights["head.weight"] = torch.zeros(())
     elif fault == "foreign":
         weights = {f"conv{i}.weight": torch.zeros(3) for i in range(20)}
     return weights
@@ -257,6 +298,7 @@ FAULTS = {
     "unexpected": r"1 unexpected: layers\.0\.extra\.weight$",
     "misshapen": r"patch_embed\.projs\.0\.weight \(32, 3, 3, 4\) instead of \(32, 3, 4, 4\)$",
     "no classifier bias": r"does not fit the classifier: 1 missing: head\.fc\.bias$",
+    "classifier without an axis": r"head\.fc\.weight \(\) instead of \(0, 512\)",
     "foreign": r"holds no CrossFormer: there is no patch_embed\.norm\.weight$",
 }
 

@@ -40,7 +40,7 @@ def main() -> None:
         cfg = load_config(args.config)
     try:
         lines = convert_checkpoint(args.src, args.dst, args.arch, cfg)
-    except (CheckpointError, ValueError, FileNotFoundError) as error:
+    except (CheckpointError, ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
     print("\n".join(lines))
 

@@ -1,0 +1,28 @@
+"""What is wrong with a checkpoint, in one line."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be used; the message names the file and the reason."""
+
+
+class UnsafeCheckpointError(CheckpointError):
+    """A checkpoint names or does something that loading weights does not need."""
+
+
+class MissingCheckpointError(CheckpointError, FileNotFoundError):
+    """There is no such checkpoint."""
+
+
+def one_line(text: str, limit: int = 300) -> str:
+    """Make text that comes from a file fit to be shown: printable, and not longer than a limit."""
+    shown = text[:limit] + ("..." if len(text) > limit else "")
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in shown)
+
+
+def describe(value: object) -> str:
+    """Describe a value of a file without its own ``repr``, whose length has no limit."""
+    if isinstance(value, str):
+        return repr(one_line(value, 100))
+    if isinstance(value, type):
+        return value.__qualname__
+    return f"a {type(value).__name__}"
