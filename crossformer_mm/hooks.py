@@ -9,6 +9,32 @@ from crossformer_mm.matching import describe_mismatch, shapes_of
 from crossformer_mm.safe_load import CheckpointError
 
 
+def _check_optimizer(runner: Runner, checkpoint: dict) -> None:
+    """Compare groups of parameters and their first learning rates, which resuming overwrites.
+
+    Raises:
+        CheckpointError: If parameters are grouped in another way.
+    """
+    saved, own = checkpoint.get("optimizer", {}), runner.optim_wrapper.state_dict()
+    if "param_groups" not in saved or "param_groups" not in own:
+        return  # several optimizers, or none
+    saved, own = (
+        [(len(group["params"]), group.get("initial_lr")) for group in state["param_groups"]]
+        for state in (saved, own)
+    )
+    if [size for size, _ in saved] != [size for size, _ in own]:
+        raise CheckpointError(
+            f"the checkpoint to resume trained {sum(size for size, _ in saved)} parameters in "
+            f"{len(saved)} groups, the config trains {sum(size for size, _ in own)} in {len(own)}: "
+            "resume with the same frozen_stages and optim_wrapper, or start from its weights with "
+            "--cfg-options load_from=FILE"
+        )
+    if [rate for _, rate in saved] != [rate for _, rate in own]:
+        runner.logger.warning(
+            "Training goes on with the learning rates of the checkpoint, not those of the config"
+        )
+
+
 class CheckpointMatchHook(Hook):
     """Say how much of a loaded checkpoint fits the model, and stop when too little does.
 
@@ -34,6 +60,8 @@ class CheckpointMatchHook(Hook):
                 "the checkpoint to resume holds weights, but not the state of a training by "
                 "mmengine: start from them with --pretrained or --cfg-options load_from=FILE"
             )
+        if self.resumes:
+            _check_optimizer(runner, checkpoint)
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         if isinstance(model, BaseTTAModel):
             model = model.module

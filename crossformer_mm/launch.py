@@ -76,6 +76,8 @@ def load_config(path: str, options: Mapping | None = None, work_dir: str | None 
         cfg = Config(move_paths(cfg.to_dict(), cfg.data_root, new_root), filename=cfg.filename)
     cfg.merge_from_dict(options)
     cfg.work_dir = work_dir or cfg.get("work_dir") or f"work_dirs/{Path(path).stem}"
+    if Path(cfg.work_dir).exists() and not Path(cfg.work_dir).is_dir():
+        fail(f"the work directory {cfg.work_dir} is not a folder: give another --work-dir")
     scope = cfg.get("default_scope")
     if scope in SCOPES and find_spec(scope) is None:
         fail(f"config {path} needs {scope}, which is not installed: {HOW_TO_INSTALL}")
@@ -195,6 +197,7 @@ def _start_processes(cfg: Config, launcher: str) -> str:
     os.environ.setdefault("LOCAL_RANK", "0")
     if launcher == "none":
         return launcher
+    _check_launched(launcher)
     if torch.cuda.is_available():
         _check_own_gpu(launcher)
         return launcher
@@ -206,6 +209,15 @@ def _start_processes(cfg: Config, launcher: str) -> str:
     wrapper = dict(type="MMDistributedDataParallel", broadcast_buffers=False)
     cfg.model_wrapper_cfg = {**wrapper, **cfg.get("model_wrapper_cfg", {}), "device_ids": None}
     return "pytorch"
+
+
+def _check_launched(launcher: str) -> None:
+    variable, scripts = {
+        "pytorch": ("RANK", "dist_train.sh and dist_test.sh start it with torchrun"),
+        "slurm": ("SLURM_PROCID", "slurm_train.sh and slurm_test.sh start it with srun"),
+    }.get(launcher, ("PATH", ""))
+    if variable not in os.environ:
+        fail(f"--launcher {launcher} needs the variable {variable}: {scripts}")
 
 
 def _check_own_gpu(launcher: str) -> None:

@@ -2,12 +2,14 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import old_checkpoints as old
 import pytest
 import torch
 from conftest import CONFIGS, NANO_CONFIG, ROOT, tool_main
 from mmengine.config import Config
+from mmengine.optim import CosineAnnealingLR, OptimWrapper
 from mmengine.runner.checkpoint import CheckpointLoader, _load_checkpoint, load_checkpoint
 from test_checkpoint import HOSTILE
 
@@ -15,6 +17,7 @@ from crossformer_mm import CrossFormer
 from crossformer_mm.checkpoint_loading import load_from_safe
 from crossformer_mm.conversion import convert_checkpoint
 from crossformer_mm.flops import build_model
+from crossformer_mm.hooks import CheckpointMatchHook
 from crossformer_mm.launch import load_config
 from crossformer_mm.safe_load import CheckpointError, UnsafeCheckpointError, load_file
 
@@ -151,6 +154,35 @@ def test_weights_alone_are_not_resumed(toy_coco, monkeypatch, run_tool, tmp_path
     )
     assert result.returncode == 1
     assert "not the state of a training" in result.stdout.strip().splitlines()[-1]
+
+
+def training_with_groups(rates: list[float]) -> SimpleNamespace:
+    """What a hook sees of a training whose parameters have these learning rates, one each."""
+    groups = [dict(params=[torch.nn.Parameter(torch.ones(1))], lr=rate) for rate in rates]
+    optim_wrapper = OptimWrapper(torch.optim.SGD(groups, lr=1.0))
+    CosineAnnealingLR(optim_wrapper, T_max=5)
+    warnings = []
+    logger = SimpleNamespace(warning=warnings.append, info=lambda line: None)
+    model = torch.nn.Linear(1, 1)
+    state = dict(
+        optimizer=optim_wrapper.state_dict(), message_hub={}, state_dict=model.state_dict()
+    )
+    return SimpleNamespace(
+        model=model, optim_wrapper=optim_wrapper, logger=logger, warnings=warnings, state=state
+    )
+
+
+def test_resuming_with_another_optimizer_is_refused_or_said():
+    hook = CheckpointMatchHook(all_weights_needed=True, resumes=True)
+    training = training_with_groups([0.1, 0.2])
+    hook.after_load_checkpoint(training, training_with_groups([0.1, 0.2]).state)
+    assert not training.warnings
+    hook.after_load_checkpoint(training, training_with_groups([0.1, 0.1]).state)
+    assert training.warnings == [
+        "Training goes on with the learning rates of the checkpoint, not those of the config"
+    ]
+    with pytest.raises(CheckpointError, match="3 parameters in 3 groups, the config trains 2 in 2"):
+        hook.after_load_checkpoint(training, training_with_groups([0.1, 0.2, 0.3]).state)
 
 
 def test_an_old_detector_is_tested_as_it_is(toy_coco, run_tool, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import CONFIGS
 from mmengine.config import Config
-from mmengine.optim import build_optim_wrapper
+from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import PARAM_SCHEDULERS
 from torch import nn
 
@@ -163,6 +163,13 @@ def test_mixed_precision_gives_way_without_a_gpu():
     assert line.startswith("Training in float32")
     wrapper = build_optim_wrapper(nn.Linear(2, 2), cfg.optim_wrapper)
     assert type(wrapper).__name__ == "OptimWrapper"
+
+
+def test_mixed_precision_of_classification_is_switched_off_by_the_wrappers_type():
+    cfg = Config.fromfile(CONFIGS / "classification/crossformer-tiny_8xb128_in1k.py")
+    cfg.merge_from_dict({"optim_wrapper.type": "OptimWrapper"})
+    wrapper = build_optim_wrapper(nn.Linear(2, 2), cfg.optim_wrapper)
+    assert type(wrapper) is OptimWrapper
 
 
 def test_multi_scale_testing_covers_the_published_ratios():

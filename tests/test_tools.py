@@ -133,6 +133,7 @@ def test_the_shipped_config_trains_on_toy_data(toy_coco, tmp_path):
         (TRAIN, [NANO_CONFIG, "--pretrained", "no.pth"], "--pretrained no.pth does not exist"),
         (TRAIN, [NANO_CONFIG, "--resume", "no.pth"], "--resume no.pth does not exist"),
         (TRAIN, [NANO_CONFIG, "--cfg-options", "data_root=/no"], "annotation file /no/annot"),
+        (TRAIN, [NANO_CONFIG, "--work-dir", NANO_CONFIG], "is not a folder: give another --work-"),
         (TEST, [NANO_CONFIG, "no.pth"], "checkpoint no.pth does not exist"),
         (TEST, [NANO_CONFIG, TEST, "--eval", "mask"], "--eval mask: choose from"),
         (TEST, [NANO_CONFIG, TEST, "--out", "p.txt"], "--out p.txt must end with .pkl"),
@@ -154,6 +155,17 @@ def test_mixed_precision_without_a_gpu_is_refused(monkeypatch, tmp_path, tool):
     checkpoint = [NANO_CONFIG] if tool is TEST else []
     with pytest.raises(SystemExit, match="error: --amp needs a GPU"):
         tool_main(monkeypatch, tool, NANO_CONFIG, *checkpoint, "--amp")
+
+
+@pytest.mark.parametrize(
+    ("launcher", "named"), [("pytorch", "RANK: dist_train.sh"), ("slurm", "PROCID: slurm_train.sh")]
+)
+def test_a_launcher_that_did_not_start_the_process_is_named(monkeypatch, launcher, named):
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.delenv("SLURM_PROCID", raising=False)
+    cfg = launch.load_config(str(NANO_CONFIG))
+    with pytest.raises(SystemExit, match=f"^error: --launcher {launcher} needs .*{named}"):
+        launch.build_runner(cfg, launcher, all_weights_needed=False)
 
 
 def test_a_config_that_cannot_be_read_is_named(monkeypatch, tmp_path):

@@ -12,7 +12,6 @@ optim_wrapper = dict(
     optimizer=dict(type="AdamW", lr=5e-4 * 1024 / 512, weight_decay=0.05),
     paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0, flat_decay_mult=0.0),
     clip_grad=dict(max_norm=5.0),
-    loss_scale="dynamic",
 )
 param_scheduler = [
     dict(
