@@ -1,5 +1,6 @@
 """From the name of a checkpoint to a file: paths, URLs and mmengine's short names."""
 
+import os
 from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlparse
@@ -25,7 +26,7 @@ def find_file(name: str | Path) -> Path:
     """
     scheme, separator, rest = str(name).partition("://")
     if not separator:
-        return Path(name).expanduser()
+        return Path(os.path.expanduser(name))
     if scheme == "file":
         return Path(rest)
     if scheme in NAME_SCHEMES:

@@ -5,6 +5,7 @@ Before anything is written, every weight is compared with those of the model.
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -68,7 +69,7 @@ def convert_checkpoint(
         ValueError: If ``arch`` is no architecture's name.
         CheckpointError: If anything else is wrong; nothing is written then.
     """
-    source, destination = source.expanduser(), destination.expanduser()
+    source, destination = (Path(os.path.expanduser(path)) for path in (source, destination))
     arch = None if arch is None else full_name(arch)
     check_destination(source, destination)
     checkpoint = load_file(source)

@@ -39,12 +39,22 @@ def add_config_arguments(parser: ArgumentParser) -> None:
     add_cfg_options(parser)
 
 
+class _CfgOptions(DictAction):
+    """mmengine's action, whose errors end the program with one line."""
+
+    def __call__(self, parser: ArgumentParser, *args: object, **kwargs: object) -> None:
+        try:
+            super().__call__(parser, *args, **kwargs)
+        except (AssertionError, ValueError) as error:
+            fail(f"--cfg-options takes KEY=VALUE: {error}")
+
+
 def add_cfg_options(parser: ArgumentParser) -> None:
     """Add the option that overrides config entries, to a parser or a group of one."""
     parser.add_argument(
         "--cfg-options",
         nargs="+",
-        action=DictAction,
+        action=_CfgOptions,
         metavar="KEY=VALUE",
         help="override config entries; data_root=DIR moves all data paths",
     )
@@ -93,12 +103,17 @@ def check_data(cfg: Config, *loaders: str) -> None:
 
 def check_file(path: str | None, argument: str) -> None:
     """Fail if a local file named on the command line does not exist."""
-    if path is not None and "://" not in path and not Path(path).expanduser().is_file():
-        fail(f"{argument} {path} does not exist")
+    if path is None or "://" in path:
+        return
+    file = Path(os.path.expanduser(path))  # leaves names of unknown users as they are
+    if not file.is_file():
+        fail(f"{argument} {path} {'is not a file' if file.exists() else 'does not exist'}")
 
 
 def check_device(name: str) -> torch.device:
     """Return the device of a name such as ``'cpu'`` or ``'cuda:1'``; fail if there is none."""
+    if name == "meta":
+        fail("--device meta computes nothing: give cpu, cuda, cuda:1, ...")
     try:
         return torch.empty(0, device=name).device
     except Exception as error:

@@ -40,7 +40,7 @@ def load_file(filename: str | Path, map_location: str | torch.device | None = "c
         UnsafeCheckpointError: If it names a class or function outside the closed list.
         CheckpointError: If it is not a checkpoint, or is incomplete or damaged.
     """
-    path = Path(filename).expanduser()
+    path = Path(os.path.expanduser(filename))  # leaves names of unknown users as they are
     try:
         load = _find_reader(path)
         return load(path, map_location)

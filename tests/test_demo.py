@@ -15,6 +15,7 @@ from conftest import CONFIGS, ROOT, tool_main
 
 from crossformer_mm.demo.batches import MAX_WAITING_BATCHES, batches_of_one_size
 from crossformer_mm.demo.class_names import find_dataset_meta
+from crossformer_mm.demo.drawing import Painter, enlarged_short_side
 from crossformer_mm.demo.inputs import find_files
 from crossformer_mm.demo.naming import place_results, result_names
 from crossformer_mm.demo.prediction import Predictor
@@ -229,9 +230,10 @@ def test_a_video_becomes_a_video_and_one_record_a_frame(demo, pictures, untraine
         check_picture("segmentation", frame, original)
 
 
-def write_video(path: Path, images: list[Path]) -> Path:
-    codec, size = cv2.VideoWriter_fourcc(*"mp4v"), (96, 64)
-    writer = cv2.VideoWriter(str(path), codec, 7, size)
+def write_video(
+    path: Path, images: list[Path], codec: str = "mp4v", size: tuple[int, int] = (96, 64)
+) -> Path:
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), 7, size)
     for image in images:
         writer.write(cv2.resize(cv2.imread(str(image)), size))
     writer.release()
@@ -251,6 +253,60 @@ def test_a_bad_video_leaves_nothing_behind(demo, tmp_path, capfd, pictures):
         demo("classification", tmp_path / "bad.mp4", pictures["classification"][0])
     assert f"cannot use {tmp_path}/bad.mp4: it is not a video" in capfd.readouterr().err
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["0.jpg", "0.json"]
+
+
+def test_pictures_of_long_thin_images_are_enlarged_within_limits(demo, tmp_path):
+    for name, size in (("long.jpg", (10, 4000)), ("thin.png", (3000, 1)), ("ok.png", (20, 80))):
+        cv2.imwrite(str(tmp_path / name), np.full((*size, 3), 90, np.uint8))
+    results = demo("classification", tmp_path / "*.*g")
+    shapes = {path.name: cv2.imread(str(path)).shape[:2] for path in results.glob("*.*g")}
+    assert shapes == {"long.jpg": (10, 4000), "thin.png": (3000, 1), "ok.png": (224, 896)}
+    assert enlarged_short_side(2, 1000) == 4 and enlarged_short_side(224, 224) is None
+
+
+def test_a_picture_too_large_for_its_format_is_named_and_the_rest_goes_on(
+    demo, pictures, monkeypatch, capfd
+):
+    first, *others = pictures["classification"]
+    draw, drawn = Painter.draw, []
+
+    def draw_once_too_long(self, image, prediction):
+        drawn.append(image)
+        return draw(self, image, prediction) if drawn[1:] else np.zeros((1, 65_501, 3), np.uint8)
+
+    monkeypatch.setattr(Painter, "draw", draw_once_too_long)
+    with pytest.raises(SystemExit, match="error: 1 of 3 inputs failed"):
+        demo("classification", first, *others)
+    line = f"cannot use {first}: OpenCV cannot write .jpg pictures of 65501 x 1 pixels"
+    assert line in capfd.readouterr().err
+    results = first.parent.parent / "out"
+    assert sorted(p.name for p in results.iterdir()) == ["1.jpg", "1.json", "2.jpg", "2.json"]
+
+
+def test_files_too_thin_for_the_writer_or_the_pipeline_are_named(demo, pictures, tmp_path, capfd):
+    image = pictures["segmentation"][0]
+    clip = write_video(tmp_path / "clip.avi", [image] * 2, codec="MJPG", size=(8, 64))
+    cv2.imwrite(str(tmp_path / "thin.png"), np.zeros((3000, 1, 3), np.uint8))
+    with pytest.raises(SystemExit, match="error: 2 of 3 inputs failed"):
+        demo("segmentation", clip, tmp_path / "thin.png", image)
+    errors = capfd.readouterr().err
+    assert f"cannot use {clip}: a video of its pictures, 8 x 64 pixels, cannot be" in errors
+    (line,) = (line for line in errors.splitlines() if "thin.png" in line)
+    assert "1 x 3000 pixels do not suit: Resize failed: " in line and line.count("thin.png") == 1
+    assert "\n\n" not in errors[errors.index(line) :]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["0.jpg", "0.json"]
+
+
+def test_a_video_that_is_cut_off_gives_a_warning(demo, pictures, tmp_path, capfd):
+    clip = write_video(tmp_path / "clip.avi", pictures["classification"][:1] * 4, codec="MJPG")
+    clip.write_bytes(clip.read_bytes()[: clip.stat().st_size * 2 // 3])
+    results = demo("classification", clip)
+    count = len(read_frames(clip))
+    assert 0 < count < 4
+    line = f"warning: {clip} has {count} frames, but says that it has 4: is it cut off?"
+    errors = capfd.readouterr().err
+    assert line in errors and "100%" in errors
+    assert len(json.loads((results / "clip.json").read_text())["frames"]) == count
 
 
 def test_an_input_that_stands_for_nothing_is_named(demo, tmp_path, pictures, capfd):
@@ -312,14 +368,21 @@ def test_an_interrupted_video_leaves_nothing_behind(demo, pictures, tmp_path, mo
     ("arguments", "named"),
     [
         (["--batch-size", 0], "--batch-size 0: give 1 or more"),
+        (["--score-thr", 7], "--score-thr 7.0: give a number from 0 to 1"),
+        (["--score-thr", "nan"], "--score-thr nan: give a number from 0 to 1"),
         (["--device", "gpu"], "--device gpu cannot be used"),
+        (["--device", "meta"], "--device meta computes nothing"),
         (["--checkpoint", "no.pth"], "--checkpoint no.pth does not exist"),
         (["--checkpoint", DEMO], "is not a PyTorch or safetensors checkpoint"),
         (["--config", "no.py"], "config no.py does not exist"),
         (["--config", NANO["segmentation"]], "does not fit this model"),
+        (["--out-dir", ""], "--out-dir is empty: name a folder"),
         (["--out-dir", DEMO], "is a file: name a folder"),
         (["--out-dir", "."], "a result would replace the input"),
         (["--cfg-options", "test_dataloader.dataset.pipeline="], "does not begin with LoadImage"),
+        (["--cfg-options", "model.backbone.arch=bogus"], "be built: unknown arch 'bogus'"),
+        (["--cfg-options", "model=3"], "needs a model and a default_scope"),
+        (["--cfg-options", "nonsense"], "--cfg-options takes KEY=VALUE"),
     ],
 )
 def test_a_wrong_argument_is_named_in_one_line(
@@ -368,6 +431,31 @@ def test_what_inputs_stand_for(tmp_path, monkeypatch):
     assert find("a/2.png", str(tmp_path / "a/2.png"), "a/*.png") == (["a/2.png"], [])
     assert find("[c].jpg", "a/out/1.jpg") == (["[c].jpg", "a/out/1.jpg"], [])
     assert find("nothing", "a/2.png") == (["a/2.png"], ["folder nothing has no images"])
+    assert find("", "~nosuchuser/x.jpg") == (
+        [],
+        ["an empty name stands for nothing", "~nosuchuser/x.jpg does not exist"],
+    )
+    left_out = "but those in --out-dir a/out, which are left out"
+    assert find("a/out", "a/out/*") == (
+        [],
+        [f"folder a/out has no images {left_out}", f"glob a/out/* matches no file {left_out}"],
+    )
+
+
+def test_folders_are_followed_through_links(tmp_path):
+    for name in ("top/real/1.jpg", "other/2.jpg", "other/below/3.jpg", "4.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    top = tmp_path / "top"
+    links = {"linked": "../other", "twice": "../other", "below": "../other/below", "loop": ".."}
+    for name, target in {**links, "gone.jpg": "nowhere.jpg", "file.jpg": "../4.jpg"}.items():
+        (top / name).symlink_to(target)
+    (tmp_path / "other/back").symlink_to("../top/real")
+    files, problems = find_files([str(top)], tmp_path / "out")
+    names = ["below/3.jpg", "file.jpg", "gone.jpg", "linked/2.jpg", "real/1.jpg"]
+    assert files == [top / name for name in names] and problems == []
+    files, _ = find_files([str(top)], tmp_path / "other")
+    assert files == [top / name for name in ("file.jpg", "gone.jpg", "real/1.jpg")]
 
 
 def test_names_of_results_are_short_and_differ():

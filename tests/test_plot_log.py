@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, tool_main
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from mmengine.visualization import LocalVisBackend
 from PIL import Image
 
@@ -112,6 +113,26 @@ def test_a_line_cut_off_is_left_out_and_reported(monkeypatch, capsys, work_dir, 
         file.write('{"lr": 0.1, "loss": 0.5, "it')
     tool_main(monkeypatch, TOOL, work_dir, "--out", tmp_path / "p.png")
     assert f"{work_dir}: left out 1 unreadable line(s)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("wrong", [{"iter": None}, {"step": "12"}, {"epoch": None}])
+def test_a_line_that_does_not_say_where_it_belongs_is_left_out(tmp_path, wrong):
+    lines = [training_line(5, 1.0, epoch=1), dict(training_line(10, 2.0, epoch=1), **wrong)]
+    log_with_mmengine(tmp_path / "t", lines)
+    run = read_run(tmp_path)
+    assert run.unreadable == 1 and run.curves["loss", ITERATION] == {5: 1.0}
+
+
+def test_names_may_be_equal_and_have_any_signs(work_dir):
+    runs = [read_run(work_dir)] * 3
+    for names in (["same"] * 3, ["run $x^$", "_hidden", "$"]):
+        figure = draw_curves(runs, [("loss", ITERATION), ("lr", ITERATION)], names)
+        FigureCanvasAgg(figure).draw()
+        legend = figure.legends[0]
+        assert [text.get_text() for text in legend.get_texts()] == names
+        colours = [line.get_color() for line in legend.get_lines()]
+        assert colours == [line.get_color() for line in figure.axes[0].get_lines()]
+        assert len(set(colours)) == 3
 
 
 def curves_in(figure) -> dict[str, dict[str, tuple]]:

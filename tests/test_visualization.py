@@ -1,11 +1,14 @@
 """tools/visualize.py: what it draws is what the backbone computes, found in another way."""
 
 import random
+import warnings
+from itertools import combinations
 
 import numpy as np
 import pytest
 import torch
 from conftest import CONFIGS, NANO_CONFIG, ROOT, tool_main
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 from reference import linear, reference_bias, reference_groups
 
@@ -15,6 +18,7 @@ from crossformer_mm.models.grouping import LDA_MODES, plan_groups
 from crossformer_mm.visualization import canvas, figures
 from crossformer_mm.visualization.attention_map import attention_of_token, bias_table
 from crossformer_mm.visualization.backbone import build_backbone
+from crossformer_mm.visualization.errors import VisualizationError
 from crossformer_mm.visualization.feature_map import principal_colours
 from crossformer_mm.visualization.groups import choose_tokens, group_mask, map_sizes
 from crossformer_mm.visualization.picture import read_picture
@@ -191,6 +195,34 @@ def test_the_figure_of_groups_has_a_row_per_stage_and_a_column_per_rule():
             assert titles[stage * 4 + column].startswith(f"{name}\n{count} tokens, ")
 
 
+def test_a_ring_lies_on_its_image_and_leaves_the_panel_as_it_was():
+    sizes = map_sizes(101, 77)
+    tokens = choose_tokens(sizes, [0, 1, 2, 3], (25, 19))
+    figure = figures.draw_groups(
+        np.zeros((101, 77, 3), np.uint8), backbone_of("fixed_group"), tokens
+    )
+    assert len(figure.axes) == 4 * 4
+    for axes in figure.axes:
+        assert axes.get_xlim() == (-0.5, 76.5) and axes.get_ylim() == (100.5, -0.5)
+        for ring in axes.get_lines():
+            (column,), (row,) = ring.get_data()
+            assert 64 <= column <= 76 and 96 <= row <= 100
+
+
+@pytest.mark.parametrize("shape", [(33, 1000), (1000, 33)])
+def test_panels_of_long_images_have_room_for_their_titles(shape):
+    sizes = map_sizes(*shape)
+    tokens = choose_tokens(sizes, [0, 2], None)
+    pixels = np.zeros((*shape, 3), np.uint8)
+    figure = figures.draw_groups(pixels, backbone_of("fixed_group"), tokens)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        FigureCanvasAgg(figure).draw()
+    boxes = [axes.get_tightbbox() for axes in figure.axes]
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+    assert figure.bbox.height < 2000
+
+
 def test_the_figure_of_attention_has_a_panel_per_head(recorded):
     calls = [call for call in recorded[1].calls if call.stage in (1, 2)]
     tokens = {1: (1, 2), 2: (0, 1)}
@@ -227,6 +259,17 @@ def test_an_image_is_resized_as_for_testing_and_normalised(picture_file, task, s
     assert pixels[0, 0, 0] < pixels[-1, 0, 0] > 200  # red grows downwards
     mean, std = np.array([123.675, 116.28, 103.53]), np.array([58.395, 57.12, 57.375])
     assert np.allclose(inputs[0].permute(1, 2, 0), (pixels - mean) / std, atol=1e-5)
+
+
+@pytest.mark.parametrize(("task", "size"), [("detection", (3000, 1)), ("segmentation", (3, 4000))])
+def test_an_image_that_cannot_be_resized_is_named_in_one_line(tmp_path, task, size):
+    file = tmp_path / "thin.png"
+    Image.new("RGB", size[::-1]).save(file)
+    with pytest.raises(VisualizationError) as error_info:
+        read_picture(file, load_config(str(TASK_CONFIGS[task])))
+    message = str(error_info.value)
+    assert message.startswith(f"Resize failed on image {file}: ") and "\n" not in message
+    assert message.endswith(f"({size[0]} x {size[1]} pixels): give --shape H W")
 
 
 def test_a_model_made_for_bgr_gets_bgr(picture_file):
@@ -282,6 +325,9 @@ def test_a_checkpoint_gives_the_weights(monkeypatch, tmp_path, picture_file):
         (["IMAGE", "--stage", 1, "--head", 2], "--head 2: the chosen blocks have heads 0 to 1"),
         (["IMAGE", "--shape", 16, 64], "--shape 16 64: give height and width, at least 32"),
         (["IMAGE", "--device", "gpu"], "--device gpu cannot be used"),
+        (["IMAGE", "--device", "meta"], "--device meta computes nothing"),
+        (["IMAGE", "--cfg-options", "nonsense"], "--cfg-options takes KEY=VALUE"),
+        (["IMAGE", "--cfg-options", "model=3"], "no CrossFormer backbone"),
         (["IMAGE", "--cfg-options", "model.backbone.type=ResNet"], "no CrossFormer backbone"),
         (["IMAGE", "--cfg-options", "model.backbone.lda_mode=x"], "unknown lda_mode 'x'"),
     ],

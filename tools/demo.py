@@ -12,29 +12,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from mmengine.config import Config
-from mmengine.device import get_device
-from mmengine.registry import init_default_scope
-from rich.console import Console
-from rich.progress import Progress
-
-from crossformer_mm.demo.class_names import find_dataset_meta
-from crossformer_mm.demo.drawing import Painter
+from crossformer_mm.demo.building import build_demo, check_arguments, read_config
 from crossformer_mm.demo.inputs import find_files
 from crossformer_mm.demo.naming import place_results
-from crossformer_mm.demo.prediction import Predictor
-from crossformer_mm.demo.run import Demo
 from crossformer_mm.interruption import interruption_in_one_line
-from crossformer_mm.launch import (
-    SCOPES,
-    add_cfg_options,
-    check_device,
-    check_file,
-    checkpoint_errors_in_one_line,
-    fail,
-    load_config,
-)
-from crossformer_mm.trained_model import load_model
+from crossformer_mm.launch import add_cfg_options, fail
 
 
 def parse_args() -> argparse.Namespace:
@@ -62,41 +44,6 @@ def parse_args() -> argparse.Namespace:
     )
     add_cfg_options(parser)
     return parser.parse_args()
-
-
-def check_arguments(args: argparse.Namespace) -> None:
-    """Fail on values that cannot be used."""
-    check_file(args.checkpoint, "--checkpoint")
-    if args.batch_size < 1:
-        fail(f"--batch-size {args.batch_size}: give 1 or more")
-    if Path(args.out_dir).exists() and not Path(args.out_dir).is_dir():
-        fail(f"--out-dir {args.out_dir} is a file: name a folder")
-
-
-def read_config(args: argparse.Namespace) -> Config:
-    """Load the config of a classifier, detector or segmentor."""
-    cfg = load_config(args.config, args.cfg_options)
-    if cfg.get("default_scope") not in SCOPES or "model" not in cfg:
-        fail(f"--config {args.config} needs a model and a default_scope of {', '.join(SCOPES)}")
-    init_default_scope(cfg.default_scope)
-    return cfg
-
-
-def build_demo(args: argparse.Namespace, cfg: Config) -> Demo:
-    """Build the model and what it needs."""
-    device = check_device(args.device or get_device())
-    with checkpoint_errors_in_one_line():
-        model, checkpoint, unused = load_model(cfg, args.checkpoint, device)
-    if unused:
-        print(f"Checkpoint: {unused}")
-    meta = find_dataset_meta(checkpoint, cfg, model)
-    try:
-        predictor = Predictor(cfg, model)
-    except ValueError as error:
-        fail(f"--config {args.config}: {error}")
-    painter = Painter(cfg, meta, args.score_thr)
-    progress = Progress(console=Console(stderr=True))
-    return Demo(predictor, painter, meta["classes"], args.batch_size, progress)
 
 
 def main() -> None:

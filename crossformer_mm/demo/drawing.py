@@ -15,6 +15,7 @@ VISUALIZER_TYPES = dict(
 )
 DEFAULT_SCORE_THR = 0.3
 MIN_SIDE_FOR_TEXT = 224  # pixels; mmpretrain's text is illegible on smaller images
+MAX_ENLARGED_SIDE = 2000  # pixels
 
 
 class _PictureKeeper(BaseVisBackend):
@@ -63,7 +64,7 @@ class Painter:
         """Draw a prediction over its image; both images are (H, W, 3) bytes, blue first.
 
         The picture has the size of the image, but for small images of classifiers, which are
-        enlarged so that text can be read.
+        enlarged so that text can be read, as far as their long side allows it.
         """
         with warnings.catch_warnings():
             # Boxes and outlines at the border of the image are out of bounds by a pixel.
@@ -73,7 +74,7 @@ class Painter:
 
     def _draw_rgb(self, image: np.ndarray, prediction: BaseDataElement) -> np.ndarray:
         if self.scope == "mmpretrain":
-            size = MIN_SIDE_FOR_TEXT if min(image.shape[:2]) < MIN_SIDE_FOR_TEXT else None
+            size = enlarged_short_side(*image.shape[:2])
             self._visualizer.visualize_cls(image, prediction, draw_gt=False, resize=size)
         else:
             if self.scope == "mmseg":  # it fails on tensors of one element
@@ -81,3 +82,10 @@ class Painter:
             options = dict(pred_score_thr=self.score_thr) if self.scope == "mmdet" else {}
             self._visualizer.add_datasample("demo", image, prediction, draw_gt=False, **options)
         return self._keeper.picture
+
+
+def enlarged_short_side(height: int, width: int) -> int | None:
+    """To what an image's short side is enlarged for text, in pixels; None if it is not."""
+    short, long = sorted((height, width))
+    size = min(MIN_SIDE_FOR_TEXT, short * MAX_ENLARGED_SIDE // long)
+    return size if size > short else None

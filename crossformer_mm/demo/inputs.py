@@ -18,7 +18,8 @@ def find_files(inputs: Sequence[str], out_dir: Path) -> tuple[list[Path], list[s
     """Find the files that inputs stand for, each once.
 
     Args:
-        inputs: Files, folders and globs. A folder stands for all images in it and below.
+        inputs: Files, folders and globs. A folder stands for all images in it and below, also in
+            folders that it links to. Links to files that are gone count as images.
         out_dir: Results of earlier runs; folders and globs leave out what lies in it.
 
     Returns:
@@ -28,31 +29,66 @@ def find_files(inputs: Sequence[str], out_dir: Path) -> tuple[list[Path], list[s
     files: dict[Path, None] = {}
     problems = []
     for given in inputs:
-        found = [Path(os.path.abspath(path)) for path in _expand(given, out_dir.absolute())]
-        if not found:
-            problems.append(_describe_nothing(given))
-        files.update(dict.fromkeys(found))
+        candidates = [Path(os.path.abspath(path)) for path in _expand(given)]
+        kept = candidates
+        if not _path(given).is_file():
+            results = out_dir.resolve()
+            kept = [f for f in candidates if not f.parent.resolve().is_relative_to(results)]
+        if not kept:
+            where = f" but those in --out-dir {out_dir}, which are left out" if candidates else ""
+            problems.append(_describe_nothing(given) + where)
+        files.update(dict.fromkeys(kept))
     return list(files), problems
 
 
-def _expand(given: str, out_dir: Path) -> list[Path]:
-    path = Path(given).expanduser()
+def _path(given: str) -> Path:
+    # Not Path.expanduser, which raises an error for users that do not exist.
+    return Path(os.path.expanduser(given))
+
+
+def _expand(given: str) -> list[Path]:
+    path = _path(given)
+    if not given:  # as Path, that would be the current folder
+        return []
     if path.is_file():
         return [path]
     candidates = [path] if path.is_dir() else map(Path, sorted(glob(str(path), recursive=True)))
-    files = [file for each in candidates for file in _files_of(each)]
-    return [file for file in files if out_dir not in file.absolute().parents]
+    return [file for each in candidates for file in _files_of(each)]
 
 
 def _files_of(path: Path) -> list[Path]:
     """The file itself, or the images in the folder and below."""
     if not path.is_dir():
         return [path]
-    return sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    files = [file for folder in _folders_of(path) for file in folder.iterdir()]
+    return sorted(f for f in files if f.suffix.lower() in IMAGE_SUFFIXES and not f.is_dir())
+
+
+def _folders_of(top: Path) -> list[Path]:
+    """The folder, those below it, and those they link to; each once, and none above it."""
+    found: dict[Path, Path] = {}  # without links -> as it was reached
+    waiting = [top]
+    while waiting:
+        folder = waiting.pop(0)
+        if folder.resolve() in found:
+            continue
+        for root, names, _ in os.walk(folder):
+            found[Path(root).resolve()] = Path(root)
+            folders = {name: Path(root, name).resolve() for name in names}
+            names[:] = sorted(name for name, real in folders.items() if real not in found)
+            linked = [Path(root, name) for name in names if Path(root, name).is_symlink()]
+            waiting += [link for link in linked if not _is_above(link, top)]
+    return list(found.values())
+
+
+def _is_above(folder: Path, other: Path) -> bool:
+    return other.resolve().is_relative_to(folder.resolve())
 
 
 def _describe_nothing(given: str) -> str:
-    if Path(given).expanduser().is_dir():
+    if not given:
+        return "an empty name stands for nothing"
+    if _path(given).is_dir():
         return f"folder {given} has no images"
     if any(sign in given for sign in "*?["):
         return f"glob {given} matches no file"

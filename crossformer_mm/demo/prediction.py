@@ -106,7 +106,8 @@ class Predictor:
             with DefaultScope.overwrite_default_scope(self.scope):
                 packed = self.prepare(data)
         except DataError as error:
-            raise UnusableError(str(error)) from error
+            what = " ".join(str(error).replace(f" on image {path}", "").split())
+            raise UnusableError(f"{shape[1]} x {shape[0]} pixels do not suit: {what}") from error
         return Sample(path, np.clip(image, 0, 255).astype(np.uint8), packed)
 
     @torch.no_grad()

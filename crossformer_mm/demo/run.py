@@ -15,7 +15,12 @@ from crossformer_mm.demo.naming import json_path, picture_path
 from crossformer_mm.demo.prediction import Predictor, Sample, UnusableError
 from crossformer_mm.demo.records import DESCRIBE, TASKS, check_finite
 from crossformer_mm.demo.videos import Video
-from crossformer_mm.demo.writing import open_video_results, write_json, write_picture
+from crossformer_mm.demo.writing import (
+    encode_picture,
+    open_video_results,
+    write_json,
+    write_picture,
+)
 
 
 @dataclass
@@ -67,9 +72,11 @@ class Demo:
 
     def _write_image(self, sample: Sample, prediction: BaseDataElement, name: Path) -> None:
         record = {**self._header(sample), **self._describe(prediction)}
+        picture_file = picture_path(sample.path, name)
         picture = self.painter.draw(sample.image, prediction)
+        encoded = encode_picture(picture_file.suffix, picture)
         write_json(json_path(name), record)
-        write_picture(picture_path(sample.path, name), picture)
+        write_picture(picture_file, encoded)
 
     def _read_images(self, names: Mapping[Path, Path], bar: int) -> Iterator[Sample]:
         for file in names:
@@ -83,11 +90,18 @@ class Demo:
         try:
             video = Video(file)
             samples = (self.predictor.prepare_image(file, frame) for frame in video.frames())
-            self._run_frames(video, samples, file, name)
+            read = self._run_frames(video, samples, file, name)
         except UnusableError as error:
             self._fail(file, error)
+        else:
+            if read < (video.frame_count or 0):
+                self._say(
+                    f"warning: {file} has {read} frames, but says that it has "
+                    f"{video.frame_count}: is it cut off?"
+                )
 
-    def _run_frames(self, video: Video, samples: Iterator[Sample], file: Path, name: Path) -> None:
+    def _run_frames(self, video: Video, samples: Iterator[Sample], file: Path, name: Path) -> int:
+        """Predict on a video's frames, and return how many there were."""
         bar = self.progress.add_task(file.name, total=video.frame_count)
         first = next(samples)
         samples = chain([first], samples)
@@ -100,6 +114,8 @@ class Demo:
                     picture = self.painter.draw(sample.image, prediction)
                     results.add(picture, self._describe(prediction))
                     self.progress.advance(bar)
+        self.progress.update(bar, total=results.count)
+        return results.count
 
     def _header(self, sample: Sample) -> dict:
         height, width = sample.image.shape[:2]
@@ -113,7 +129,9 @@ class Demo:
 
     def _fail(self, file: Path, error: UnusableError) -> None:
         self.failures[file] = str(error)
-        line = f"cannot use {file}: {error}"
+        self._say(f"cannot use {file}: {error}")
+
+    def _say(self, line: str) -> None:
         self.progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 

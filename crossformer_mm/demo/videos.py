@@ -18,6 +18,10 @@ class Video:
     Args:
         path: The file.
 
+    Attributes:
+        frame_count: How many frames the file says it has; that may be wrong. None if it does not
+            say.
+
     Raises:
         UnusableError: If OpenCV cannot read it.
     """
@@ -27,18 +31,14 @@ class Video:
         _, self._first = self._capture.read() if self._capture.isOpened() else (False, None)
         if self._first is None:
             raise UnusableError("it is not a video that OpenCV can read")
+        count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
+        self.frame_count = int(count) if math.isfinite(count) and count > 0 else None
 
     @property
     def fps(self) -> float:
         """Frames per second, 25 if the file does not say."""
         fps = self._capture.get(cv2.CAP_PROP_FPS)
         return fps if math.isfinite(fps) and fps > 0 else DEFAULT_FPS
-
-    @property
-    def frame_count(self) -> int | None:
-        """How many frames the file says it has; that may be wrong. None if it does not say."""
-        count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
-        return int(count) if math.isfinite(count) and count > 0 else None
 
     def frames(self) -> Iterator[np.ndarray]:
         """The frames, (H, W, 3) bytes, blue first."""

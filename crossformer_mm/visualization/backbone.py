@@ -29,7 +29,9 @@ def build_backbone(cfg: Config, checkpoint: str | None = None) -> tuple[CrossFor
             it does not take.
         CheckpointError: If the checkpoint cannot be read or does not fit.
     """
-    options = dict(cfg.get("model", {}).get("backbone") or {})
+    model = cfg.get("model")
+    found = model.get("backbone") if isinstance(model, Mapping) else None
+    options = dict(found) if isinstance(found, Mapping) else {}
     kind = str(options.pop("type", None))
     if kind.rpartition(".")[2] != CrossFormer.__name__:
         raise VisualizationError(f"config {cfg.filename} has no CrossFormer backbone, but {kind}")

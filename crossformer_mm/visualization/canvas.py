@@ -15,6 +15,7 @@ from crossformer_mm.whole_files import replace_when_complete
 
 DOTS_PER_INCH = 100
 TITLE_SIZE, LABEL_SIZE = 11, 10
+MIN_IMAGE_HEIGHT = 0.9  # inches; together with titles, as much as a row's label needs
 TOKEN_COLOUR = "#00c8ff"
 
 
@@ -34,13 +35,17 @@ def make_grid(
     """
     size = (columns * panel[0], rows * panel[1] + 0.4)
     figure = Figure(figsize=size, dpi=DOTS_PER_INCH, layout="constrained")
-    figure.suptitle(title, fontsize=TITLE_SIZE)
+    figure.suptitle(title, fontsize=TITLE_SIZE, parse_math=False)
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
 def panel_size(height: int, width: int, panel_width: float) -> tuple[float, float]:
-    """Width and height in inches of a panel for an image of height x width pixels."""
-    return panel_width, panel_width * height / width + 0.3
+    """Width and height in inches of a panel for an image of height x width pixels.
+
+    Very long images get less than the whole width or height, and the text around them its place.
+    """
+    shown_height = min(max(panel_width * height / width, MIN_IMAGE_HEIGHT), 3 * panel_width)
+    return panel_width, shown_height + 0.3
 
 
 def show_image(axes: Axes, image: np.ndarray, title: str) -> None:
@@ -89,11 +94,16 @@ def paint_tokens(
 
 
 def mark_token(axes: Axes, token: Token, stage: int) -> None:
-    """Draw a ring around a token."""
+    """Draw a ring around what the image in a panel has of a token."""
     stride = 4 * 2**stage
-    row, column = ((place + 0.5) * stride - 0.5 for place in token)
-    axes.plot(column, row, "o", ms=9, mfc="none", mec="black", mew=3.5)
-    axes.plot(column, row, "o", ms=9, mfc="none", mec=TOKEN_COLOUR, mew=1.8)
+    sides = axes.images[0].get_array().shape[:2]
+    row, column = (
+        (place * stride + min((place + 1) * stride, side)) / 2 - 0.5
+        for place, side in zip(token, sides, strict=True)
+    )
+    ring = dict(marker="o", ms=9, mfc="none", clip_on=False)
+    axes.plot(column, row, **ring, mec="black", mew=3.5)
+    axes.plot(column, row, **ring, mec=TOKEN_COLOUR, mew=1.8)
 
 
 def check_png(out: str) -> Path:

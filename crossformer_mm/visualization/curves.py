@@ -1,11 +1,12 @@
 """The figure of ``tools/plot_log.py``: curves of one or more runs."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from crossformer_mm.visualization.canvas import LABEL_SIZE, TITLE_SIZE, blank, make_grid
@@ -75,35 +76,42 @@ def draw_curves(runs: Sequence[Run], panels: Sequence[Panel], labels: Sequence[s
     columns = 2 if len(panels) == 4 else min(COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
     figure, grid = make_grid(rows, columns, (3.9, 2.8), "")
+    curves: dict[int, Line2D] = {}
     for axes, panel in zip(grid.flat, panels, strict=False):
-        _draw_panel(axes, runs, panel, labels)
+        curves |= _draw_panel(axes, runs, panel, labels)
     blank(list(grid.flat)[len(panels) :])
-    handles = {}
-    for axes in grid.flat:
-        handles |= {line.get_label(): line for line in axes.get_lines()}
-    named = [label for label in labels if label in handles]
-    figure.legend(
-        [handles[label] for label in named],
-        named,
-        loc="outside upper center",
-        ncols=min(len(named), COLUMNS),
-        fontsize=LABEL_SIZE,
-        frameon=False,
-    )
+    _draw_legend(figure, {index: curves[index] for index in sorted(curves)}, labels)
     return figure
 
 
-def _draw_panel(axes: Axes, runs: Sequence[Run], panel: Panel, labels: Sequence[str]) -> None:
+def _draw_legend(figure: Figure, curves: Mapping[int, Line2D], labels: Sequence[str]) -> None:
+    """Name the runs, by index, of which there are curves."""
+    legend = figure.legend(
+        list(curves.values()),
+        [labels[index] for index in curves],
+        loc="outside upper center",
+        ncols=min(len(curves), COLUMNS),
+        fontsize=LABEL_SIZE,
+        frameon=False,
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+
+
+def _draw_panel(
+    axes: Axes, runs: Sequence[Run], panel: Panel, labels: Sequence[str]
+) -> dict[int, Line2D]:
+    """Draw the curves of one key, and return them by the index of their run."""
     key, axis = panel
+    drawn = {}
     for index, (run, label) in enumerate(zip(runs, labels, strict=True)):
         curve = sorted(run.curves.get(panel, {}).items())
         if curve:
             marker = "o" if len(curve) <= MANY_POINTS else None
             places, values = zip(*curve, strict=True)
-            axes.plot(
-                places, values, label=label, color=f"C{index % 10}", marker=marker, ms=3.5, lw=1.5
-            )
-    axes.set_title(key, fontsize=TITLE_SIZE)
+            look = dict(color=f"C{index % 10}", marker=marker, ms=3.5, lw=1.5)
+            (drawn[index],) = axes.plot(places, values, label=label, **look)
+    axes.set_title(key, fontsize=TITLE_SIZE, parse_math=False)
     axes.set_xlabel(axis, fontsize=LABEL_SIZE)
     places = {place for run in runs for place in run.curves.get(panel, {})}
     if len(places) <= FEW_PLACES:
@@ -111,3 +119,4 @@ def _draw_panel(axes: Axes, runs: Sequence[Run], panel: Panel, labels: Sequence[
     else:
         axes.xaxis.set_major_locator(MaxNLocator(nbins=FEW_PLACES, integer=True))
     axes.grid(alpha=0.3)
+    return drawn

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from crossformer_mm.models.crossformer import MIN_IMAGE_SIZE
 from crossformer_mm.preprocessor import find_preprocessor, takes_rgb
+from crossformer_mm.runner import DataError, NamingPipeline
 from crossformer_mm.visualization.errors import VisualizationError
 
 
@@ -38,7 +39,7 @@ def read_picture(path: str | Path, cfg: Config, shape: Sequence[int] | None = No
         VisualizationError: If there is no such image, or it cannot be read or resized.
     """
     image = _read_bgr(Path(path))
-    image = _run_test_pipeline(image, cfg) if shape is None else _resize(image, shape)
+    image = _run_test_pipeline(path, image, cfg) if shape is None else _resize(image, shape)
     height, width = image.shape[:2]
     if min(height, width) < MIN_IMAGE_SIZE:
         raise VisualizationError(
@@ -71,7 +72,7 @@ def _resize(image: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     )
 
 
-def _run_test_pipeline(image: np.ndarray, cfg: Config) -> np.ndarray:
+def _run_test_pipeline(path: str | Path, image: np.ndarray, cfg: Config) -> np.ndarray:
     """Apply the transforms between loading and packing."""
     try:
         pipeline = cfg.test_dataloader.dataset.pipeline
@@ -80,7 +81,14 @@ def _run_test_pipeline(image: np.ndarray, cfg: Config) -> np.ndarray:
     steps = [step for step in pipeline if not str(step["type"]).startswith(("Load", "Pack"))]
     init_default_scope(cfg.get("default_scope", "mmengine"))
     shape = image.shape[:2]
-    return Compose(steps)(dict(img=image, img_shape=shape, ori_shape=shape))["img"]
+    data = dict(img=image, img_path=str(path), img_shape=shape, ori_shape=shape)
+    try:
+        return NamingPipeline(Compose(steps))(data)["img"]
+    except DataError as error:
+        what = " ".join(str(error).split())
+        raise VisualizationError(
+            f"{what} ({shape[0]} x {shape[1]} pixels): give --shape H W"
+        ) from error
 
 
 def _normalise(rgb: np.ndarray, preprocessor: Mapping) -> Tensor:

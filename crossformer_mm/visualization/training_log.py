@@ -10,6 +10,7 @@ from crossformer_mm.visualization.errors import VisualizationError
 ITERATION, EPOCH = "iteration", "epoch"
 # What says where a line belongs, not what was measured.
 COUNTERS = ("step", "iter", "epoch")
+MAX_COUNT = 2**53  # no run is that long, and a float64 can tell no larger ones apart
 
 Curve = dict[int, float]  # iteration or epoch -> value
 
@@ -19,7 +20,8 @@ class Run:
     """The curves of a run, by key and axis (:data:`ITERATION` or :data:`EPOCH`).
 
     ``metrics`` are the keys that were logged in validation. ``unreadable`` counts lines that are
-    no JSON object, such as one that was being written when the process was killed.
+    no JSON object, such as one that was being written when the process was killed, or whose
+    iteration, epoch or step is no number.
     """
 
     name: str
@@ -95,13 +97,17 @@ def _read_lines(log: Path, run: Run) -> list[dict]:
     for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:
+        except (json.JSONDecodeError, RecursionError):
             record = None
-        if isinstance(record, dict):
+        if isinstance(record, dict) and all(_is_count(record.get(key, 0)) for key in COUNTERS):
             lines.append(record)
         elif line.strip():
             run.unreadable += 1
     return lines
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, (int, float)) and 0 <= value < MAX_COUNT
 
 
 def _append(run: Run, lines: list[dict]) -> None:
