@@ -7,7 +7,10 @@ from crossformer_mm.models import CrossFormer
 
 
 def compile_backbone(model: nn.Module, **options: object) -> int:
-    """Compile the blocks and embedding layers of every CrossFormer in ``model``, in place.
+    """Compile the blocks and the layers between stages of every CrossFormer in ``model``, in place.
+
+    The stem is left as it is: it is nearly all convolutions, and takes longer to compile than all
+    the rest.
 
     The parts are compiled at their first call, each on its own and without a graph break, for
     maps of any size: only where a map becomes smaller than a group are they compiled again. The
@@ -27,6 +30,7 @@ def compile_backbone(model: nn.Module, **options: object) -> int:
     if not parts:
         raise ValueError("compile: the model has no CrossFormer backbone, leave the option out")
     _allow_variants(len(parts))
+    _keep_layouts()
     for part in parts:
         part.compile(**{"dynamic": True, "fullgraph": True, **options})
     return len(parts)
@@ -34,7 +38,7 @@ def compile_backbone(model: nn.Module, **options: object) -> int:
 
 def _parts(backbone: CrossFormer) -> list[nn.Module]:
     stages = [[*stage.blocks, getattr(stage, "downsample", None)] for stage in backbone.layers]
-    return [backbone.patch_embed, *(part for stage in stages for part in stage if part)]
+    return [part for stage in stages for part in stage if part]
 
 
 def _allow_variants(parts: int) -> None:
@@ -43,3 +47,14 @@ def _allow_variants(parts: int) -> None:
     name = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
     # Training and evaluation, with maps larger and smaller than a group.
     setattr(config, name, max(getattr(config, name), 4 * parts))
+
+
+def _keep_layouts() -> None:
+    """Have Inductor leave convolutions the memory layout that they have without it.
+
+    For maps of changing size it does so on GPUs anyway. On CPUs it wants the channels last, and
+    fails at that in training, where it cannot compare symbolic strides of a convolution's input.
+    """
+    from torch._inductor import config  # slow to import
+
+    config.layout_optimization = False

@@ -1,14 +1,18 @@
 """Models as ONNX files and backbones as programs compute what they compute in PyTorch."""
 
+import errno
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
 import torch
 from conftest import CONFIGS, NANO_CONFIG, ROOT, tool_main
 
 from crossformer_mm import CrossFormer
-from crossformer_mm.export import onnx_file
+from crossformer_mm.export import destination, onnx_file
 from crossformer_mm.export.any_size import replace_size_dependent
 from crossformer_mm.export.backbone_program import export_backbone
+from crossformer_mm.export.described_images import smallest_test_side
 from crossformer_mm.export.errors import ExportError
 from crossformer_mm.export.image_sizes import smallest_dynamic_side
 from crossformer_mm.flops import build_model
@@ -48,6 +52,10 @@ def run_file(path, image):
     return dict(zip(names, session.run(None, {"image": image.numpy()}), strict=True))
 
 
+def texts_of(path):
+    return {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+
+
 def assert_close(found, expected):
     scale = expected.abs().max().item()
     np.testing.assert_allclose(found, expected.numpy(), rtol=0, atol=1e-4 * scale)
@@ -61,8 +69,9 @@ def test_a_classifier_and_what_its_file_says(monkeypatch, tmp_path, capsys):
     with torch.no_grad():
         assert_close(run_file(out, image)["logits"], model(image))
     printed = capsys.readouterr().out
-    assert "Maximum deviation from PyTorch" in printed and str(out) in printed
-    texts = {entry.key: entry.value for entry in onnx.load(out).metadata_props}
+    assert "Maximum deviation from PyTorch" in printed
+    assert f"Wrote {out}, for normalised float32 images (1, 3, 96, 112)\n" in printed
+    texts = texts_of(out)
     assert texts["mean"] == "[123.675, 116.28, 103.53]" and texts["channel_order"] == "RGB"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx", "random.pth"]
 
@@ -81,7 +90,14 @@ def test_a_detector_for_images_of_any_size(monkeypatch, tmp_path, capsys):
     model, checkpoint = make_checkpoint(NANO_CONFIG, tmp_path)
     out = tmp_path / "model.onnx"
     tool_main(monkeypatch, EXPORT, NANO_CONFIG, checkpoint, out, "--dynamic", "--shape", 256, 288)
-    assert capsys.readouterr().out.count("deviates most") == 4
+    printed = capsys.readouterr()
+    assert printed.out.count("deviates most") == 4
+    assert printed.out.endswith("images (B, C, H, W) with sides from 225 to 4096\n")
+    assert printed.err.startswith("warning: the config tests images with sides of 192 pixels")
+    assert (texts_of(out)["min_side"], texts_of(out)["max_side"]) == ("225", "4096")
+    for size in ((192, 256), (224, 225), (225, 224), (225, 4097)):
+        with pytest.raises(Exception, match="height_and_width_must_be_from_225_to_4096_pixels"):
+            run_file(out, torch.zeros(1, 3, *size))
     image = torch.randn(3, 3, 237, 301)  # maps of odd sides, which are padded in every stage
     with torch.no_grad():
         scores, boxes = model.bbox_head(model.neck(model.backbone(image)))
@@ -141,6 +157,31 @@ def test_a_wrong_size_is_named_in_one_line(monkeypatch, tmp_path, options, named
         tool_main(monkeypatch, EXPORT, CLASSIFIER, checkpoint, tmp_path / "model.onnx", *options)
     message = exit_info.value.code
     assert message.startswith("error: ") and named in message and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("config", "side"),
+    [
+        ("classification/crossformer-small_8xb128_in1k.py", 224),
+        ("detection/retinanet_crossformer-s_fpn_1x_coco.py", 800),
+        ("segmentation/fpn_crossformer-s-g14_4xb4-80k_ade20k-512x512.py", 512),
+    ],
+)
+def test_the_least_side_of_a_configs_test_images(config, side):
+    assert smallest_test_side(load_config(str(CONFIGS / config))) == side
+
+
+def test_where_no_file_can_be_written(monkeypatch, tmp_path):
+    (tmp_path / "folder.onnx").mkdir()
+    with pytest.raises(SystemExit, match="error: OUT .*folder.onnx is a folder: give the name"):
+        tool_main(monkeypatch, EXPORT, CLASSIFIER, "none.pth", tmp_path / "folder.onnx")
+    with pytest.raises(SystemExit, match="error: OUT .* folder .*nowhere does not exist"):
+        tool_main(monkeypatch, EXPORT, CLASSIFIER, "none.pth", tmp_path / "nowhere/model.onnx")
+    # Folder permissions would not stop root.
+    refusal = PermissionError(errno.EACCES, "Permission denied")
+    monkeypatch.setattr(destination, "TemporaryFile", Mock(side_effect=refusal))
+    with pytest.raises(SystemExit, match="error: OUT .*model.onnx cannot be written: Permission"):
+        tool_main(monkeypatch, EXPORT, CLASSIFIER, "none.pth", tmp_path / "model.onnx")
 
 
 def test_a_missing_library_is_named_in_one_line(monkeypatch, tmp_path):

@@ -8,14 +8,17 @@ images of several sizes with --dynamic, and kept only if it computes what PyTorc
 """
 
 import argparse
-import json
 import logging
+import sys
 from pathlib import Path
 
 from mmengine.config import Config
 
 from crossformer_mm.export.dense_part import load_dense_part
+from crossformer_mm.export.described_images import describe_input, smallest_test_side
+from crossformer_mm.export.destination import check_destination
 from crossformer_mm.export.errors import ExportError
+from crossformer_mm.export.image_sizes import describe_sizes, smallest_dynamic_side
 from crossformer_mm.export.onnx_file import TOLERANCE, check_installed, write_onnx
 from crossformer_mm.launch import (
     add_config_arguments,
@@ -26,7 +29,6 @@ from crossformer_mm.launch import (
     shape_for_task,
 )
 from crossformer_mm.models.crossformer import MIN_IMAGE_SIZE
-from crossformer_mm.preprocessor import find_preprocessor, takes_rgb
 from crossformer_mm.safe_load import CheckpointError
 
 DEFAULT_SHAPES = {"mmpretrain": (224, 224), "mmdet": (800, 1280), "mmseg": (512, 512)}
@@ -68,20 +70,15 @@ def choose_shape(args: argparse.Namespace, cfg: Config) -> tuple[int, int]:
     return tuple(args.shape)
 
 
-def describe_input(cfg: Config) -> dict[str, str]:
-    """What the images of the file must be, from the config's data preprocessor."""
-    preprocessor = find_preprocessor(cfg)
-    values = dict(
-        mean=preprocessor.get("mean", [0, 0, 0]),
-        std=preprocessor.get("std", [1, 1, 1]),
-        channel_order="RGB" if takes_rgb(preprocessor) else "BGR",
-        pad_size_divisor=preprocessor.get("pad_size_divisor", 1),
-        config=Path(cfg.filename).name,
-    )
-    return {
-        name: value if isinstance(value, str) else json.dumps(value)
-        for name, value in values.items()
-    }
+def warn_of_test_size(cfg: Config, smallest: int) -> None:
+    """Print a warning if the config tests smaller images than the file takes."""
+    side = smallest_test_side(cfg)
+    if side is not None and side < smallest:
+        print(
+            f"warning: the config tests images with sides of {side} pixels, which this file "
+            f"refuses: for them, export without --dynamic, with --shape H W",
+            file=sys.stderr,
+        )
 
 
 def main() -> None:
@@ -90,8 +87,8 @@ def main() -> None:
     logging.disable(logging.INFO)
     if args.out.suffix != ".onnx":
         fail(f"OUT {args.out} must end with .onnx")
-    if not args.out.parent.is_dir():
-        fail(f"OUT {args.out}: folder {args.out.parent} does not exist")
+    with errors_in_one_line(ExportError):
+        check_destination(args.out)
     cfg = load_config(args.config, args.cfg_options)
     if "backbone" not in cfg.get("model", {}):
         fail(f"config {args.config} has no model with a backbone")
@@ -108,7 +105,10 @@ def main() -> None:
         f"Maximum deviation from PyTorch: {worst:.1e} of an output's largest value "
         f"({TOLERANCE:.0e} is allowed)"
     )
-    print(f"Wrote {args.out}, for normalised float32 images (B, C, H, W)")
+    sizes = describe_sizes(part.backbone, args.dynamic, shape)
+    print(f"Wrote {args.out}, for normalised float32 images {sizes}")
+    if args.dynamic:
+        warn_of_test_size(cfg, smallest_dynamic_side(part.backbone))
 
 
 if __name__ == "__main__":

@@ -26,3 +26,10 @@ def sizes_to_try(shape: Size, smallest: int) -> list[Size]:
     height, width = shape
     odd = (min(height + 13, MAX_SIDE), min(width + 50, MAX_SIDE))
     return list(dict.fromkeys([shape, (width, height), (smallest, smallest), odd]))
+
+
+def describe_sizes(backbone: CrossFormer, dynamic: bool, shape: Size) -> str:
+    """The images that a file takes, as text."""
+    if not dynamic:
+        return f"(1, {backbone.in_channels}, {shape[0]}, {shape[1]})"
+    return f"(B, C, H, W) with sides from {smallest_dynamic_side(backbone)} to {MAX_SIDE}"

@@ -15,6 +15,7 @@ from crossformer_mm.export.backbone_program import image_axes
 from crossformer_mm.export.dense_part import DensePart
 from crossformer_mm.export.errors import ExportError
 from crossformer_mm.export.image_sizes import MAX_SIDE, Size, sizes_to_try, smallest_dynamic_side
+from crossformer_mm.export.size_limits import refuse_other_sizes
 from crossformer_mm.whole_files import replace_when_complete
 
 NEEDED_MODULES = ("onnx", "onnxscript", "onnxruntime")
@@ -60,10 +61,11 @@ def write_onnx(
         part: In evaluation.
         shape: Height and width of the image, in pixels.
         dynamic: Whether the file takes batches of any size, of images of any height and width
-            from :func:`smallest_dynamic_side` to :data:`MAX_SIDE`. Otherwise one image of
-            ``shape``.
+            from :func:`smallest_dynamic_side` to :data:`MAX_SIDE`; it refuses others. Otherwise
+            one image of ``shape``.
         path: The file; an older one is replaced.
-        metadata: Texts that the file carries.
+        metadata: Texts that the file carries, beside ``min_side`` and ``max_side`` in pixels if
+            ``dynamic``.
 
     Returns:
         The comparisons, one for each size that was tried.
@@ -82,7 +84,8 @@ def write_onnx(
     sizes = sizes_to_try(shape, smallest) if dynamic else [shape]
     with replace_when_complete(path) as temporary:
         _export(part, image, smallest if dynamic else None, temporary)
-        _add_metadata(temporary, metadata)
+        limits = dict(min_side=smallest, max_side=MAX_SIDE) if dynamic else {}
+        _complete(temporary, {**metadata, **limits}, limits)
         try:
             comparisons = compare(part, temporary, sizes, len(image))
         except Exception as error:
@@ -144,12 +147,15 @@ def _silence() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _add_metadata(path: Path, metadata: Mapping[str, str]) -> None:
+def _complete(path: Path, metadata: Mapping[str, object], limits: Mapping[str, int]) -> None:
+    """Add the texts to a file, and the check of the image's sides if it has limits."""
     import onnx
 
     model = onnx.load(path)
+    if limits:
+        refuse_other_sizes(model, INPUT, limits["min_side"], limits["max_side"])
     for name, text in metadata.items():
-        model.metadata_props.add(key=name, value=text)
+        model.metadata_props.add(key=name, value=str(text))
     onnx.save(model, path)
 
 
