@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from crossformer_mm.models import CrossFormer
+from crossformer_mm.models.sorted_attention import CAN_COMPILE
 
 
 def compile_backbone(model: nn.Module, **options: object) -> int:
@@ -25,7 +26,10 @@ def compile_backbone(model: nn.Module, **options: object) -> int:
 
     Raises:
         ValueError: If there is no CrossFormer in ``model``.
+        RuntimeError: If PyTorch is older than 2.4.
     """
+    if not CAN_COMPILE:
+        raise RuntimeError(f"compile needs torch 2.4 or later, this is {torch.__version__}")
     parts = [part for m in model.modules() if isinstance(m, CrossFormer) for part in _parts(m)]
     if not parts:
         raise ValueError("compile: the model has no CrossFormer backbone, leave the option out")

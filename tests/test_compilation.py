@@ -84,6 +84,12 @@ def test_inductor_trains_a_block_with_all_there_is(monkeypatch, tmp_path):
     torch._dynamo.reset()
 
 
+def test_an_old_pytorch_is_refused(monkeypatch):
+    monkeypatch.setattr("crossformer_mm.compilation.CAN_COMPILE", False)
+    with pytest.raises(RuntimeError, match=r"compile needs torch 2\.4 or later, this is \d"):
+        compile_backbone(CrossFormer(ARCH))
+
+
 def test_a_model_without_a_crossformer_is_refused():
     with pytest.raises(ValueError, match="no CrossFormer"):
         compile_backbone(nn.Linear(2, 2))

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from crossformer_mm import CrossFormer, CrossFormerLayerDecayConstructor, launch
 from crossformer_mm.loss_check import InvalidLossError, LossCheckHook
-from crossformer_mm.models import CrossFormerBlock
+from crossformer_mm.models import CrossFormerBlock, sorted_attention
 from crossformer_mm.safe_load import load_file
 
 TRAIN = ROOT / "tools/train.py"
@@ -242,6 +242,7 @@ def test_gradient_checkpointing(toy_data_roots, tmp_path):
     assert len(calls) == 2 * 4 * sum(NANO_DEPTHS)
 
 
+@pytest.mark.skipif(not sorted_attention.CAN_COMPILE, reason="needs torch 2.4")
 @pytest.mark.parametrize("options", [{}, {"backend": "eager"}], ids=["line", "options"])
 def test_torch_compile(monkeypatch, toy_data_roots, tmp_path, options):
     # What compiled parts compute is compared in test_compilation.py.
@@ -257,7 +258,7 @@ def test_torch_compile(monkeypatch, toy_data_roots, tmp_path, options):
     blocks = [module for module in runner.model.modules() if isinstance(module, CrossFormerBlock)]
     parts = [part for part, _ in compiled]
     assert len(blocks) == sum(NANO_DEPTHS) and set(blocks) <= set(parts)
-    assert len(parts) == len(set(parts)) == 1 + len(blocks) + 3
+    assert len(parts) == len(set(parts)) == len(blocks) + 3
     assert all(found == dict(dynamic=True, fullgraph=True, **options) for _, found in compiled)
 
 
