@@ -24,8 +24,10 @@ class ReleasesWhenFinalized:
         self.wait(5)
 
 def outlast_the_exchange(_):
-    in_thread.set()
-    until_finalized.acquire()
+    # Called in the main thread if the exchange is over already.
+    if threading.get_ident() != threading.main_thread().ident:
+        in_thread.set()
+        until_finalized.acquire()
 
 in_thread, until_finalized = threading.Event(), threading.Lock()
 until_finalized.acquire()
@@ -33,9 +35,9 @@ sys.taken_apart_last = ReleasesWhenFinalized(until_finalized)
 with end_without_finalizing():
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
     group = distributed.group.WORLD
-    exchange = distributed.all_reduce(torch.ones(1), async_op=True)
-    exchange.get_future().then(outlast_the_exchange)
-    in_thread.wait()
+    while not in_thread.is_set():
+        exchange = distributed.all_reduce(torch.ones(1), async_op=True)
+        exchange.get_future().then(outlast_the_exchange)
     atexit.register(sys.stdout.write, "functions of atexit")
     threading.Thread(target=sys.stdout.write, args=["threads, "]).start()
     {last}
