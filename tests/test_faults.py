@@ -367,6 +367,6 @@ def test_an_interruption_while_libraries_are_loaded_ends_in_one_line(tmp_path, t
         [sys.executable, ROOT / f"tools/{tool}.py"],
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(tmp_path), "RANK": rank},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)]), "RANK": rank},
     )
     assert (job.returncode, job.stderr) == (130, said)
