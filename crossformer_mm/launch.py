@@ -227,10 +227,13 @@ def _start_processes(cfg: Config, launcher: str) -> str:
 
 
 def _check_launched(launcher: str) -> None:
-    variable, scripts = {
+    starters = {
         "pytorch": ("RANK", "dist_train.sh and dist_test.sh start it with torchrun"),
         "slurm": ("SLURM_PROCID", "slurm_train.sh and slurm_test.sh start it with srun"),
-    }.get(launcher, ("PATH", ""))
+    }
+    if launcher not in starters:
+        return
+    variable, scripts = starters[launcher]
     if variable not in os.environ:
         fail(f"--launcher {launcher} needs the variable {variable}: {scripts}")
 

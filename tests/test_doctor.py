@@ -7,12 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import NANO_CONFIG, ROOT
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import init_default_scope
 
 from crossformer_mm.doctor import __main__ as command
 from crossformer_mm.doctor import libraries, rehearsal
 from crossformer_mm.doctor.examination import examine
 from crossformer_mm.doctor.findings import Finding, report, would_train
 from crossformer_mm.doctor.shipped_configs import CONFIGS
+from crossformer_mm.flops import build_model
+from crossformer_mm.launch import load_config
 
 DATA = {
     "mmpretrain": ("data/imagenet", "classification"),
@@ -171,6 +175,25 @@ def test_what_training_would_fail_on(empty_folder, toy_coco, monkeypatch, change
     assert problem.topic == topic
     assert text in problem.text
     assert "config" in problem.advice or topic == "config"
+
+
+def test_a_training_to_resume_is_compared(empty_folder, toy_coco):
+    cfg = load_config(str(NANO_CONFIG))
+    init_default_scope(cfg.default_scope)
+    model = build_model(cfg)
+    optimizer = build_optim_wrapper(model, cfg.optim_wrapper).state_dict()
+    state = dict(state_dict=model.state_dict(), message_hub={}, optimizer=optimizer)
+    torch.save(state, empty_folder / "epoch_1.pth")
+    config = empty_folder / "resumed.py"
+    config.write_text(f"_base_ = '{NANO_CONFIG}'\nload_from = 'epoch_1.pth'\nresume = True\n")
+    assert not problems(examine(str(config), str(toy_coco)))
+    with config.open("a") as file:
+        file.write("optim_wrapper = dict(paramwise_cfg=dict(norm_decay_mult=0.0))\n")
+    (problem,) = problems(examine(str(config), str(toy_coco))).values()
+    assert (
+        problem.topic == "weights"
+        and "resume with the same frozen_stages and optim_wrapper" in problem.text
+    )
 
 
 def test_a_config_that_is_not_there_or_no_training(empty_folder):

@@ -77,7 +77,10 @@ def read_weights(cfg: Config) -> str:
         model.init_weights()
     if cfg.get("load_from"):
         runner = SimpleNamespace(model=model, logger=logging.getLogger(LOGGER))
-        hook = CheckpointMatchHook(cfg.get("resume", False), cfg.get("resume", False))
+        resumes = cfg.get("resume", False)
+        if resumes:
+            runner.optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+        hook = CheckpointMatchHook(all_weights_needed=resumes, resumes=resumes)
         hook.after_load_checkpoint(runner, load_from_safe(cfg.load_from, "cpu"))
     return f"{', '.join(names)} fit"
 
