@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from runpy import run_path
 
 from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
@@ -46,25 +47,15 @@ def read_version() -> str:
 
 
 # Two families of packages have the same modules: neither may be a hard requirement.
-ONEDL = [
-    "onedl-mmengine==0.10.12",
-    "onedl-mmcv==2.3.6",
-    "onedl-mmdetection==3.5.1",
-    "onedl-mmsegmentation==1.4.2",
-    "onedl-mmpretrain==1.3.6",
-    "numpy>=2.1,<2.3",
-]
-OPENMMLAB = [
-    "mmengine==0.10.7",
-    "mmcv==2.1.0",
-    "mmdet==3.3.0",
-    "mmsegmentation==1.2.2",
-    "mmpretrain==1.2.0",
-    # mmsegmentation imports these two but does not ask for them.
-    "ftfy",
-    "regex",
-    "numpy<2",
-]
+STACKS = run_path(str(ROOT / "tools" / "stack_versions.py"))["STACKS"]
+
+
+def family(name: str) -> list[str]:
+    """The libraries of a family, and the numpy that they take."""
+    stack = STACKS[name]
+    numpy = [package for package in stack["base"] if package.startswith("numpy")]
+    return [stack["mmcv"], *stack["libraries"], *numpy]
+
 
 # What tools/export.py writes and checks ONNX files with.
 EXPORT = ["onnx>=1.18", "onnxruntime>=1.20", "onnxscript>=0.5"]
@@ -80,10 +71,10 @@ setup(
     python_requires=">=3.10,<3.13",
     install_requires=["torch>=2.1", "numpy", "safetensors>=0.4"],
     extras_require={
-        "onedl": ONEDL,
-        "openmmlab": OPENMMLAB,
+        "onedl": family("onedl"),
+        "openmmlab": family("openmmlab"),
         "export": EXPORT,
-        "dev": ["pytest>=7.3", "pytest-xdist>=3", "ruff", "tensorboard", *EXPORT],
+        "dev": ["pytest>=7.3", "pytest-xdist>=3", "ruff==0.17.6", "tensorboard", *EXPORT],
     },
     cmdclass={"build_py": BuildWithMim},
 )

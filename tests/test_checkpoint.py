@@ -29,6 +29,8 @@ from crossformer_mm.launch import check_file
 from crossformer_mm.resume import find_checkpoint_to_resume
 from crossformer_mm.safe_load import CheckpointError, UnsafeCheckpointError, load_file
 
+pytestmark = pytest.mark.families
+
 CONVERT = ROOT / "tools/convert_checkpoint.py"
 
 

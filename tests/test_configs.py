@@ -15,6 +15,8 @@ from crossformer_mm.flops import build_model
 from crossformer_mm.launch import load_config
 from crossformer_mm.models import CrossFormer
 
+pytestmark = pytest.mark.families
+
 PER_TASK = {"classification": 8 + 1, "detection": 19 + 3, "segmentation": 18 + 2}
 LEAVES = sorted(CONFIGS.glob("*/*.py"))
 SIDE = 64

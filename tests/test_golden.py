@@ -20,6 +20,8 @@ from crossformer_mm.flops import build_model
 from crossformer_mm.launch import load_config
 from crossformer_mm.safe_load import load_file
 
+pytestmark = pytest.mark.families
+
 GOLDEN = Path(__file__).parents[1].parent / "shared" / "golden"
 TOLERANCE = 1e-5  # standard deviations
 ARCHITECTURES = ("tiny", "small", "base", "large", "pp-small", "pp-base", "pp-large", "pp-huge")

@@ -10,6 +10,8 @@ from conftest import ROOT
 import crossformer_mm
 from crossformer_mm.requirements import check_installed, installed_version
 
+pytestmark = pytest.mark.families
+
 
 def run_python(code: str, *paths: object) -> subprocess.CompletedProcess:
     """Run code in a fresh interpreter, with folders in front of its import path."""

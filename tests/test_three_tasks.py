@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from conftest import ROOT, metrics_of
 
+pytestmark = pytest.mark.families
+
 COMMON = """
 custom_imports = dict(imports=['crossformer_mm'], allow_failed_imports=False)
 arch = dict(embed_dims=16, depths=(1, 1, 2, 1), num_heads=(1, 2, 4, 8), group_size=4,

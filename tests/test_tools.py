@@ -43,6 +43,7 @@ def trained(tmp_path_factory, toy_coco, run_tool) -> Path:
     return work_dir
 
 
+@pytest.mark.families
 def test_one_and_two_processes_give_the_same_metrics(trained, toy_coco, run_tool, tmp_path):
     checkpoint, found = trained / "epoch_1.pth", {}
     orders = {1: (checkpoint, 1), 2: (2, checkpoint)}

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Set up what the tests need, once, and run them. Options go to pytest, but for one:
-# --stack onedl (the default) or openmmlab, the family of packages to test with.
+# --stack onedl (the default), openmmlab or newest, the packages to test with.
 set -euo pipefail
 STACK=
 if [ "${1:-}" = --stack ]; then
-    STACK=${2:?error: --stack needs a value: onedl or openmmlab}
+    STACK=${2:?error: --stack needs a value: onedl, openmmlab or newest}
     shift 2
 fi
 source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"

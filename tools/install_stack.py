@@ -1,0 +1,280 @@
+"""Installs PyTorch, one family of the OpenMMLab libraries and this project into a new environment.
+
+python tools/install_stack.py onedl .venv
+
+Needs Python's standard library only, of the Python that the environment is to have. Downloads go
+through uv, which unpacks in parallel, and through pip where uv fails.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from stack_versions import STACKS
+
+ROOT = Path(__file__).resolve().parents[1]
+NEEDED_GB = 10
+ATTEMPTS = 3
+NETWORK = (
+    "the package index cannot be reached: is there a network, and is HTTPS_PROXY set where one "
+    "is needed?"
+)
+# What a step's log says -> the likely cause and what to do.
+CAUSES = {
+    r"no space left on device|disk quota exceeded": f"the disk is full; {NEEDED_GB} GB are needed",
+    r"killed signal terminated program|cc1plus.*killed|virtual memory exhausted|cannot allocate "
+    r"memory|MemoryError|exit status: -9": "the memory is too small; compile one file at a time "
+    "with MAX_JOBS=1, or add swap",
+    r"CERTIFICATE_VERIFY_FAILED|invalid peer certificate|UnknownIssuer": "a certificate is not "
+    "trusted; behind a proxy, set PIP_CERT and SSL_CERT_FILE to the file with its certificate",
+    r"Python\.h: No such file": "Python's headers are missing; on Debian: apt install python3-dev",
+    r"requires a different python|requires-python": "this Python is not one that the package takes",
+    r"(g\+\+|gcc|c\+\+|cc1plus).{0,20}(not found|no such file)|unable to execute": "a C++ compiler "
+    "is needed; on Debian: apt install g++",
+    r"error sending request|connection (refused|reset|broken|aborted)|name resolution|timed out|"
+    r"NewConnectionError|ProxyError|IncompleteRead|incomplete download|from versions: none|"
+    r"failed to (download|fetch)|network is unreachable|dns error": NETWORK,
+}
+# What pip and uv say after the error itself.
+EPILOGUE = re.compile(
+    r"metadata-generation-failed|subprocess-exited-with-error|Encountered error while|See above|"
+    r"^\s*(note|hint):|Failed (to build|building)|\[end of output\]|exit code:|lines of output|"
+    r"did not run successfully|No matching distribution found|failed-wheel-build|notice\]|"
+    r"Could not build wheels"
+)
+
+
+class SetupError(Exception):
+    """The set-up cannot go on; the message says why and what to do."""
+
+
+class Installation:
+    """An environment that is being filled, step by step, with one log for all steps."""
+
+    def __init__(self, venv: Path) -> None:
+        self.venv, self.log = venv, venv / "install.log"
+        self.python = venv / "bin" / "python"
+        # Exists as long as the environment is not complete.
+        self.unfinished = venv / ".unfinished"
+
+    def create(self) -> None:
+        """Make the environment, anew if an earlier set-up was interrupted."""
+        if self.unfinished.exists():
+            print(f"==> {self.venv} is of an interrupted set-up: making it anew", flush=True)
+            shutil.rmtree(self.venv)
+        self.venv.mkdir(parents=True, exist_ok=True)
+        self.unfinished.touch()
+        self.log.write_text("")
+        made = self.run_once([sys.executable, "-m", "venv", str(self.venv)])
+        if made or not self.python.exists():
+            raise SetupError(
+                f"no virtual environment could be made in {self.venv}: {self.reason(0)}; "
+                f"on Debian: apt install python3-venv (log: {self.log})"
+            )
+
+    def run_once(self, command: list[str], **env: str) -> int:
+        """Run a command with its output in the log; every 20 seconds, show how far it is."""
+        start = time.monotonic()
+        with self.log.open("a") as log:
+            log.write(f"\n$ {' '.join(command)}\n")
+            log.flush()
+            with subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, **env},
+            ) as process:
+                while True:
+                    try:
+                        status = process.wait(timeout=20)
+                        break
+                    except subprocess.TimeoutExpired:
+                        print(f"    {time.monotonic() - start:.0f}s {self.progress()}", flush=True)
+            if status < 0:
+                log.write(f"exit status: {status}\n")
+        return status
+
+    def progress(self) -> str:
+        """The last line of the log that says how far a step is; ninja counts files as [2/10]."""
+        last = self.log.read_text(errors="replace")[-20000:]
+        found = re.findall(r"\[\d+/\d+\]|(?:Collecting|Downloading|Installing) .*", last)
+        return found[-1][:80] if found else ""
+
+    def step(self, title: str, *ways: Callable[[], int]) -> None:
+        """Do a step in the first way that succeeds; try again if the network broke off."""
+        print(f"==> {title}", flush=True)
+        start = time.monotonic()
+        for attempt in range(1, ATTEMPTS + 1):
+            begin = self.log.stat().st_size
+            if any(way() == 0 for way in ways):
+                print(f"    done in {time.monotonic() - start:.0f}s", flush=True)
+                return
+            cause = self.cause(begin)
+            if cause != NETWORK or attempt == ATTEMPTS:
+                break
+            print(f"    the download broke off; attempt {attempt + 1} of {ATTEMPTS}", flush=True)
+        what = f"{cause} ({self.reason(begin)})" if cause else self.reason(begin)
+        raise SetupError(f"{title}: {what} (log: {self.log})")
+
+    def log_lines(self, begin: int) -> list[str]:
+        """The log from a position on."""
+        return self.log.read_bytes()[begin:].decode(errors="replace").splitlines()
+
+    def cause(self, begin: int) -> str | None:
+        """The likely cause of what a step logged, or None."""
+        text = "\n".join(self.log_lines(begin))
+        return next((c for sign, c in CAUSES.items() if re.search(sign, text, re.I)), None)
+
+    def reason(self, begin: int) -> str:
+        """The last line of the log that is an error itself, not what pip says after it."""
+        lines = [line for line in self.log_lines(begin) if line.strip(" │╰─>×")]
+        told = [line for line in lines if not EPILOGUE.search(line)]
+        errors = [
+            line
+            for line in told
+            if re.search(r"error|fatal|killed|no such file|no space|not found|cause:", line, re.I)
+        ]
+        return (errors or told or lines or ["it failed without a word"])[-1].strip()[:300]
+
+    def install(self, *packages: str) -> list[Callable[[], int]]:
+        """Two ways to install packages: uv, then pip."""
+        options = ["install", "--no-build-isolation", *packages]
+        uv = ["-m", "uv", "pip", *options, "--python", str(self.python)]
+        pip = ["-m", "pip", "--disable-pip-version-check", *options]
+        return [
+            # The system's certificates are those that a proxy's is among.
+            lambda: self.run_once([str(self.python), *uv], UV_SYSTEM_CERTS="1", **uv_index()),
+            lambda: self.run_once([str(self.python), *pip]),
+        ]
+
+    def pip(self, command: str, *arguments: str, **env: str) -> int:
+        """Run a command of pip."""
+        pip = [str(self.python), "-m", "pip", "--disable-pip-version-check", command]
+        return self.run_once([*pip, *arguments], **env)
+
+    def build_mmcv(self, requirement: str, standard: str = "c++17") -> int:
+        """Compile mmcv's operators, in groups of source files, and install it."""
+        folder = self.venv / "mmcv"
+        shutil.rmtree(folder, ignore_errors=True)
+        source = requirement.split("==")[0]
+        status = self.pip(
+            *("download", "--no-deps", "--no-build-isolation", "--no-binary", source),
+            *("--dest", str(folder), requirement),
+        )
+        if status:
+            return status
+        (archive,) = folder.glob("*.tar.gz")
+        shutil.unpack_archive(archive, folder)
+        (project,) = (path for path in folder.iterdir() if path.is_dir())
+        setup = project / "setup.py"
+        setup.write_text(setup.read_text().replace("-std=c++17", f"-std={standard}"))
+        group_sources(project / "mmcv/ops/csrc/pytorch", max(4, os.cpu_count() or 1))
+        # The default of -O3 -g is slower to compile, and the files are far larger.
+        flags = os.environ.get("CFLAGS", "-O2 -g0")
+        options = ["-v", "--no-deps", "--no-build-isolation", "--check-build-dependencies"]
+        status = self.pip("install", *options, str(project), CFLAGS=flags)
+        if status == 0:
+            shutil.rmtree(folder)
+        return status
+
+
+def uv_index() -> dict[str, str]:
+    """pip's index, for uv, which does not read pip's settings."""
+    index = os.environ.get("PIP_INDEX_URL")
+    return {"UV_DEFAULT_INDEX": index} if index else {}
+
+
+def group_sources(folder: Path, groups: int) -> None:
+    """Let the compiler take mmcv's C++ files in groups of many.
+
+    Each includes all of PyTorch's headers, which take 9 of the 10 seconds of a file. A few define
+    the same helpers as others do: as neighbours in the list they are in different groups, and the
+    one with macros, which is last in the list, is last in its group.
+    """
+    clashing = [
+        "bezier_align",
+        "roi_align",
+        "roi_align_rotated",
+        "rotated_feature_align",
+        "psamask",
+    ]
+    files = sorted(folder.glob("*.cpp"))
+    helpers = {file.stem: file for file in sorted(folder.glob("cpu/*.cpp"))}
+    last = [helpers.pop(name) for name in clashing if name in helpers]
+    files += [*helpers.values(), *last]
+    for number in range(groups):
+        included = []
+        for file in files[number::groups]:
+            included.append(f'#include "{file.relative_to(folder).with_suffix(".inc")}"\n')
+            file.rename(file.with_suffix(".inc"))
+        (folder / f"group_{number}.cpp").write_text("".join(included))
+
+
+def check_machine(venv: Path) -> None:
+    """Raise SetupError where something is missing that would be noticed only minutes later."""
+    compiler = os.environ.get("CXX", "c++").split()[0]
+    if shutil.which(compiler) is None:
+        raise SetupError(
+            f"a C++ compiler is needed to build mmcv's operators, and {compiler} is none "
+            "(on Debian: apt install g++)"
+        )
+    if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
+        raise SetupError(
+            f"Python.h of {sys.executable} is needed to build mmcv's operators "
+            "(on Debian: apt install python3-dev)"
+        )
+    gpu = shutil.which("nvidia-smi") and not os.environ.get("CUDA_HOME")
+    if gpu and shutil.which("nvcc") is None:
+        raise SetupError(
+            "nvcc is needed to build mmcv's operators for the GPU: install the CUDA toolkit"
+        )
+    existing = next(path for path in (venv, *venv.parents) if path.exists())
+    free = shutil.disk_usage(existing).free // 2**30
+    if free < NEEDED_GB:
+        raise SetupError(
+            f"{NEEDED_GB} GB of free disk are needed in {existing}, which has {free} GB"
+        )
+
+
+def install_stack(family: str, venv: Path) -> None:
+    """Install everything; raises SetupError with what is wrong."""
+    stack = STACKS[family]
+    check_machine(venv)
+    new = Installation(venv)
+    new.create()
+    new.pip("install", "uv")  # where this fails, so will uv, and pip is next
+    new.step("1/3 PyTorch (5 GB)", *new.install(*stack["torch"], *stack["base"]))
+    new.step(
+        "2/3 mmcv (compiles its operators: a minute or two on 2 cores)",
+        lambda: new.build_mmcv(stack["mmcv"], stack.get("c++", "c++17")),
+    )
+    new.step("3/3 mmdet, mmseg, mmpretrain", *new.install("-e", f"{ROOT}[{stack['extra']},dev]"))
+    new.unfinished.unlink()
+
+
+def main() -> None:
+    """Install, or end with one line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("family", choices=STACKS)
+    parser.add_argument("venv", type=lambda path: Path(path).absolute())
+    args = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        install_stack(args.family, args.venv)
+    except KeyboardInterrupt:
+        sys.exit("error: interrupted; the same command begins the set-up again")
+    except (SetupError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
