@@ -1,6 +1,6 @@
 """The CrossFormer backbone and its parts: needs torch and mmengine only."""
 
-from crossformer_mm.models.attention import ATTENTION_PATHS, GroupedAttention
+from crossformer_mm.models.attention import ATTN_BACKENDS, GroupedAttention, choose_backend
 from crossformer_mm.models.block import CrossFormerBlock
 from crossformer_mm.models.cross_scale_embedding import (
     CrossScaleDownsample,
@@ -11,7 +11,7 @@ from crossformer_mm.models.grouping import LDA_MODES
 from crossformer_mm.models.position_bias import DynamicPositionBias
 
 __all__ = [
-    "ATTENTION_PATHS",
+    "ATTN_BACKENDS",
     "LDA_MODES",
     "CrossFormer",
     "CrossFormerBlock",
@@ -19,4 +19,5 @@ __all__ = [
     "CrossScaleStem",
     "DynamicPositionBias",
     "GroupedAttention",
+    "choose_backend",
 ]

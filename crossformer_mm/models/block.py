@@ -5,7 +5,6 @@ from torch import Tensor, nn
 
 from crossformer_mm.models.attention import GroupedAttention
 from crossformer_mm.models.grouping import plan_groups
-from crossformer_mm.models.linear import mlp
 
 
 class DropPath(nn.Module):
@@ -25,7 +24,8 @@ class DropPath(nn.Module):
             return x + branch
         keep = 1 - self.rate
         kept = branch.new_empty(len(x), *[1] * (x.ndim - 1)).bernoulli_(keep)
-        return torch.addcmul(x, branch, kept / keep)
+        # A tensor of 1 / keep would be rounded in half precision, a number is not.
+        return torch.addcmul(x, branch, kept, value=1 / keep)
 
     def extra_repr(self) -> str:  # noqa: D102
         return f"rate={self.rate:.3f}"
@@ -37,21 +37,17 @@ class Mlp(nn.Module):
     Args:
         embed_dims: Channels in and out.
         hidden: Channels between.
-        plain: Whether to compute one after the other also where they can be fused.
     """
 
-    def __init__(self, embed_dims: int, hidden: int, plain: bool = False) -> None:
+    def __init__(self, embed_dims: int, hidden: int) -> None:
         super().__init__()
-        self.plain = plain
         self.fc1 = nn.Linear(embed_dims, hidden)
         self.act = nn.GELU()
         self.fc2 = nn.Linear(hidden, embed_dims)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C)."""
-        if self.plain:
-            return self.fc2(self.act(self.fc1(x)))
-        return mlp(self.fc1, self.fc2, x)
+        return self.fc2(self.act(self.fc1(x)))
 
 
 class CrossFormerBlock(nn.Module):
@@ -66,7 +62,7 @@ class CrossFormerBlock(nn.Module):
         long_distance: Whether this block uses LDA rather than SDA.
         amplitude_cooling: Whether a cooling layer follows (CrossFormer++, section 3.5).
         drop_path_rate: Probability to drop a residual branch.
-        attention_path: See :class:`GroupedAttention`.
+        attn_backend: See :class:`GroupedAttention`.
     """
 
     mlp_ratio = 4
@@ -81,7 +77,7 @@ class CrossFormerBlock(nn.Module):
         long_distance: bool,
         amplitude_cooling: bool = False,
         drop_path_rate: float = 0.0,
-        attention_path: str = "auto",
+        attn_backend: str = "auto",
     ) -> None:
         super().__init__()
         self.group_size = group_size
@@ -89,10 +85,9 @@ class CrossFormerBlock(nn.Module):
         self.lda_mode = lda_mode
         self.long_distance = long_distance
         self.norm1 = nn.LayerNorm(embed_dims)
-        self.attn = GroupedAttention(embed_dims, num_heads, attention_path)
+        self.attn = GroupedAttention(embed_dims, num_heads, attn_backend)
         self.norm2 = nn.LayerNorm(embed_dims)
-        plain = attention_path == "plain"
-        self.mlp = Mlp(embed_dims, embed_dims * self.mlp_ratio, plain)
+        self.mlp = Mlp(embed_dims, embed_dims * self.mlp_ratio)
         self.drop_path = DropPath(drop_path_rate)
         self.amplitude_cooling = amplitude_cooling
         if amplitude_cooling:

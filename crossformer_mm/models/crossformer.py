@@ -8,21 +8,23 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from crossformer_mm.architectures import (
+from crossformer_mm.models.architectures import (
     STAGES,
     Architecture,
     check_positive,
     resolve_architecture,
 )
-from crossformer_mm.checkpoint import MUST_FIT, check_backbone, load_backbone
-from crossformer_mm.matching import shapes_of
-from crossformer_mm.models.attention import ATTENTION_PATHS
+from crossformer_mm.models.attention import ATTN_BACKENDS
 from crossformer_mm.models.block import CrossFormerBlock
-from crossformer_mm.models.cross_scale_embedding import (
-    CrossScaleDownsample,
-    CrossScaleStem,
-)
+from crossformer_mm.models.cross_scale_embedding import CrossScaleDownsample, CrossScaleStem
 from crossformer_mm.models.grouping import LDA_MODES
+from crossformer_mm.models.state_dict import (
+    PREFIX,
+    STRICT,
+    check_backbone,
+    load_backbone,
+    shapes_of,
+)
 
 MIN_IMAGE_SIZE = 32
 
@@ -35,7 +37,7 @@ class CrossFormerStage(nn.Module):
         stage: Index of the stage, 0 to 3.
         drop_path_rates: One rate per block.
         lda_mode: Rule of long distance attention.
-        attention_path: See :class:`GroupedAttention`.
+        attn_backend: See :class:`GroupedAttention`.
         with_cp: Whether to recompute each block in the backward pass to save memory.
     """
 
@@ -45,7 +47,7 @@ class CrossFormerStage(nn.Module):
         stage: int,
         drop_path_rates: Sequence[float],
         lda_mode: str,
-        attention_path: str,
+        attn_backend: str,
         with_cp: bool,
     ) -> None:
         super().__init__()
@@ -61,7 +63,7 @@ class CrossFormerStage(nn.Module):
                 long_distance=i % 2 == 1,
                 amplitude_cooling=arch.amplitude_cooling and (i + 1) % 3 == 0 and i < depth - 1,
                 drop_path_rate=drop_path_rates[i],
-                attention_path=attention_path,
+                attn_backend=attn_backend,
             )
             for i in range(depth)
         )
@@ -106,10 +108,10 @@ class CrossFormer(BaseModule):
         frozen_stages: 0 freezes the stem, n the stem and the first n stages, with the embedding
             layers after them. -1: none.
         with_cp: Recompute each block in the backward pass to save memory.
-        attention_path: ``'auto'``, ``'fused'``, ``'sdpa'`` or ``'plain'``; see
-            :class:`GroupedAttention`. All give the same result.
+        attn_backend: ``'auto'``, ``'eager'``, ``'sdpa'``, ``'chunked'`` or ``'triton'``; see
+            :func:`choose_backend`. All give the same result.
         init_cfg: ``dict(type='Pretrained', checkpoint=FILE)`` loads a checkpoint and raises if it
-            does not fit; see :func:`crossformer_mm.checkpoint.load_backbone`.
+            does not fit; see :func:`crossformer_mm.models.state_dict.load_backbone`.
 
     Raises:
         ValueError: If an argument is out of range; the message names it.
@@ -132,29 +134,31 @@ class CrossFormer(BaseModule):
         drop_path_rate: float | None = None,
         frozen_stages: int = -1,
         with_cp: bool = False,
-        attention_path: str = "auto",
+        attn_backend: str = "auto",
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
         self.arch = resolve_architecture(arch, group_size, interval, drop_path_rate)
         _check_choice("lda_mode", lda_mode, LDA_MODES)
-        _check_choice("attention_path", attention_path, ATTENTION_PATHS)
+        _check_choice("attn_backend", attn_backend, ATTN_BACKENDS)
         self.in_channels = check_positive("in_channels", in_channels)
         self.out_indices = _check_out_indices(out_indices, final_norm)
         self.frozen_stages = _check_frozen_stages(frozen_stages)
+        if not isinstance(with_cp, bool):
+            raise TypeError(f"with_cp must be True or False, not {with_cp!r}")
 
-        self.patch_embed = CrossScaleStem(
-            in_channels, self.arch.embed_dims, plain=attention_path == "plain"
-        )
+        self.patch_embed = CrossScaleStem(in_channels, self.arch.embed_dims)
         rates = _split_linearly(self.arch.drop_path_rate, self.arch.depths)
         self.layers = nn.ModuleList(
-            CrossFormerStage(self.arch, stage, rates[stage], lda_mode, attention_path, with_cp)
+            CrossFormerStage(self.arch, stage, rates[stage], lda_mode, attn_backend, with_cp)
             for stage in range(STAGES)
         )
         if final_norm:
             self.norm = nn.LayerNorm(self.arch.channels(STAGES - 1))
         self.final_norm = final_norm
-        self.apply(_init_linear)
+        self._built_on_meta = self.patch_embed.norm.weight.is_meta
+        if not self._built_on_meta:
+            self.apply(_init_linear)
         self._freeze()
 
     @property
@@ -163,13 +167,26 @@ class CrossFormer(BaseModule):
         return tuple(self.arch.channels(stage) for stage in self.out_indices)
 
     def init_weights(self) -> None:
-        """Load the checkpoint of ``init_cfg``, if there is one; random weights are set already."""
-        if isinstance(self.init_cfg, Mapping) and self.init_cfg.get("type") == "Pretrained":
-            load_backbone(
-                self, self.init_cfg["checkpoint"], self.init_cfg.get("prefix", "backbone.")
-            )
-        else:
+        """Load the checkpoint of ``init_cfg``; without one, set what was built on the meta device.
+
+        Elsewhere, a new backbone has its random weights already.
+
+        Raises:
+            CheckpointError: If the checkpoint does not fit.
+            ValueError: If ``init_cfg`` has entries that this backbone does not take.
+        """
+        pretrained = _find_pretrained(self.init_cfg)
+        if pretrained is not None:
+            from mmengine.runner import CheckpointLoader  # imports OpenCV
+
+            filename, prefix = pretrained
+            checkpoint = CheckpointLoader.load_checkpoint(filename, map_location="cpu")
+            load_backbone(self, checkpoint, filename, prefix)
+        elif self.init_cfg:
             super().init_weights()
+        elif self._built_on_meta:
+            self.apply(_reset)
+            self.apply(_init_linear)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Compute the feature maps.
@@ -208,7 +225,7 @@ class CrossFormer(BaseModule):
         self, state_dict: Mapping, prefix: str, local_metadata: Mapping, *args: object
     ) -> None:
         # mmengine only warns about weights that do not fit, and goes on with random ones.
-        if local_metadata.get(MUST_FIT):
+        if local_metadata.get(STRICT):
             self._check_weights(
                 {n.removeprefix(prefix): v for n, v in state_dict.items() if n.startswith(prefix)}
             )
@@ -266,8 +283,35 @@ def _check_frozen_stages(frozen_stages: int) -> int:
     return frozen_stages
 
 
+def _find_pretrained(init_cfg: object) -> tuple[str, str] | None:
+    """The file and prefix of the forms of ``init_cfg`` that mmengine knows, or None."""
+    forms = init_cfg if isinstance(init_cfg, list | tuple) else [init_cfg]
+    found = [form for form in forms if isinstance(form, Mapping) and _is_pretrained(form)]
+    if not found:
+        return None
+    entry = dict(found[0])
+    entry.pop("type")
+    unknown = set(entry) - {"checkpoint", "prefix", "map_location"}
+    if len(forms) > 1 or unknown or "checkpoint" not in entry:
+        raise ValueError(
+            "init_cfg must be dict(type='Pretrained', checkpoint=FILE), with prefix if the names "
+            f"in the file have another than 'backbone.', not {init_cfg!r}"
+        )
+    prefix = entry.get("prefix") or PREFIX
+    return entry["checkpoint"], prefix.rstrip(".") + "."
+
+
+def _is_pretrained(form: Mapping) -> bool:
+    kind = form.get("type")
+    return getattr(kind, "__name__", kind) in ("Pretrained", "PretrainedInit")
+
+
+def _reset(module: nn.Module) -> None:
+    if hasattr(module, "reset_parameters"):
+        module.reset_parameters()
+
+
 def _init_linear(module: nn.Module) -> None:
-    # On the meta device there is nothing to set, and trying imports torch's compiler.
-    if isinstance(module, nn.Linear) and not module.weight.is_meta:
+    if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)

@@ -9,10 +9,9 @@ region, the tokens ``interval`` apart form a group. Along one axis a position is
 and two tokens share a group when they agree on ``region`` and ``offset`` along both axes.
 """
 
-from functools import lru_cache
+from collections.abc import Iterator
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -39,9 +38,14 @@ class GroupPlan(NamedTuple):
         region_height = self.group_height * self.interval
         region_width = self.group_width * self.interval
         return (
-            -(-self.height // region_height) * region_height,
-            -(-self.width // region_width) * region_width,
+            _divide_up(self.height, region_height) * region_height,
+            _divide_up(self.width, region_width) * region_width,
         )
+
+    @property
+    def is_filled(self) -> bool:
+        """Whether the map is made of whole regions, without padding."""
+        return self.padded_size == (self.height, self.width)
 
 
 def plan_groups(
@@ -66,8 +70,7 @@ def plan_groups(
 
 
 def _divide_up(length: int, part: int) -> int:
-    # Not -(-length // part): in ONNX, division rounds towards zero.
-    return (length + part - 1) // part
+    return -(-length // part)
 
 
 def partition(x: Tensor, plan: GroupPlan) -> Tensor:
@@ -92,35 +95,9 @@ def merge(groups: Tensor, plan: GroupPlan) -> Tensor:
     return x[:, : plan.height, : plan.width]
 
 
-def group_by_head(x: Tensor, plan: GroupPlan, num_heads: int, parts: int) -> Tensor:
-    """Split a map without padding into groups and heads, for each of ``parts`` such as q, k and v.
-
-    (B, H, W, parts * C) -> (parts, B * groups * heads, tokens, C / heads).
-    """
-    batch, head_dims = len(x), x.shape[-1] // (parts * num_heads)
-    rows, member_y, step, columns, member_x, _ = shape = _split_shape(plan)
-    x = x.reshape(batch, *shape, parts, num_heads, head_dims)
-    # (parts, B, region y, offset y, region x, offset x, heads, member y, member x, C / heads)
-    x = x.permute(7, 0, 1, 3, 4, 6, 8, 2, 5, 9)
-    count = batch * rows * columns * step**2 * num_heads
-    return x.reshape(parts, count, member_y * member_x, head_dims)
-
-
-def ungroup_by_head(groups: Tensor, plan: GroupPlan, num_heads: int) -> Tensor:
-    """Undo :func:`group_by_head`."""
-    parts, count, _, head_dims = groups.shape
-    rows, member_y, step, columns, member_x, _ = _split_shape(plan)
-    batch = count // (rows * columns * step**2 * num_heads)
-    x = groups.reshape(
-        parts, batch, rows, step, columns, step, num_heads, member_y, member_x, head_dims
-    )
-    x = x.permute(1, 2, 7, 3, 4, 8, 5, 0, 6, 9)
-    return x.reshape(batch, plan.height, plan.width, parts * num_heads * head_dims)
-
-
 def real_tokens(plan: GroupPlan, device: torch.device) -> Tensor | None:
     """Mark what is not padding: (groups, tokens) of bool, or None where nothing is padded."""
-    if plan.padded_size == (plan.height, plan.width):
+    if plan.is_filled:
         return None
     ones = torch.ones(1, plan.height, plan.width, 1, dtype=torch.bool, device=device)
     return partition(ones, plan)[0, ..., 0]
@@ -134,52 +111,99 @@ def _split_shape(plan: GroupPlan) -> tuple[int, int, int, int, int, int]:
     return rows, plan.group_height, plan.interval, columns, plan.group_width, plan.interval
 
 
-class EqualGroups(NamedTuple):
-    """A run of ``count`` groups that all have ``height * width`` real tokens."""
+class AxisPart(NamedTuple):
+    """Positions along one axis whose groups have the same number of real members."""
 
-    count: int
-    height: int
-    width: int
+    regions: range
+    members: int
+    offsets: range
+
+
+class Rectangle(NamedTuple):
+    """Groups of ``rows.members * columns.members`` real tokens each; no padding among them."""
+
+    rows: AxisPart
+    columns: AxisPart
 
     @property
-    def tokens(self) -> int:
-        """Number of tokens in the whole run."""
-        return self.count * self.height * self.width
+    def groups(self) -> int:
+        """Groups of one map."""
+        rows, columns = self
+        return len(rows.regions) * len(rows.offsets) * len(columns.regions) * len(columns.offsets)
+
+    @property
+    def group_tokens(self) -> int:
+        """Real tokens of one group."""
+        return self.rows.members * self.columns.members
 
 
-class TokenOrder(NamedTuple):
-    """The tokens of a map sorted so that each group is contiguous, and padding never appears.
+def rectangles(plan: GroupPlan) -> list[Rectangle]:
+    """The real tokens of a map, as at most nine rectangles of groups of equal shape."""
+    rows = _axis_parts(plan.height, plan.group_height, plan.interval)
+    columns = _axis_parts(plan.width, plan.group_width, plan.interval)
+    return [Rectangle(row, column) for row in rows for column in columns]
 
-    ``order[i]`` is the flat map position (row * width + column) of the i-th sorted token,
-    ``inverse`` undoes it, and ``runs`` says how the sorted tokens fall into groups. The real
-    tokens of a group always form a rectangle, so a map has at most nine runs.
+
+def _axis_parts(size: int, group: int, interval: int) -> list[AxisPart]:
+    full, rest = divmod(size, group * interval)
+    members, longer = divmod(rest, interval)
+    parts = [
+        AxisPart(range(full), group, range(interval)),
+        AxisPart(range(full, full + 1), members + 1, range(longer)),
+        AxisPart(range(full, full + 1), members, range(longer, interval)),
+    ]
+    return [part for part in parts if part.regions and part.members and part.offsets]
+
+
+def split_rectangle(rectangle: Rectangle, max_groups: int) -> Iterator[Rectangle]:
+    """Cut a rectangle between rows of groups, into pieces of at most about ``max_groups``."""
+    rows, columns = rectangle
+    in_a_row = len(columns.regions) * len(columns.offsets)
+    offsets_at_once = max(1, max_groups // in_a_row)
+    regions_at_once = max(1, max_groups // (in_a_row * len(rows.offsets)))
+    for regions in _split_range(rows.regions, regions_at_once):
+        for offsets in _split_range(rows.offsets, offsets_at_once):
+            yield Rectangle(AxisPart(regions, rows.members, offsets), columns)
+
+
+def _split_range(whole: range, at_once: int) -> list[range]:
+    return [whole[start : start + at_once] for start in range(0, len(whole), at_once)]
+
+
+def rectangle_view(x: Tensor, plan: GroupPlan, rectangle: Rectangle) -> Tensor:
+    """View the tokens of a rectangle in their map.
+
+    (B, H, W, C), contiguous -> (B, region y, member y, offset y, region x, member x, offset x, C).
     """
-
-    order: np.ndarray
-    inverse: np.ndarray
-    runs: tuple[EqualGroups, ...]
-
-
-@lru_cache(maxsize=64)
-def order_tokens(plan: GroupPlan) -> TokenOrder:
-    """Sort the tokens of a map by group, groups of equal shape together."""
-    order, runs = [], []
-    for rows in _axis_groups(plan.height, plan.group_height, plan.interval):
-        for columns in _axis_groups(plan.width, plan.group_width, plan.interval):
-            # (groups y, groups x, members y, members x)
-            tokens = rows[:, None, :, None] * plan.width + columns[None, :, None, :]
-            order.append(tokens.reshape(-1))
-            runs.append(EqualGroups(len(rows) * len(columns), rows.shape[1], columns.shape[1]))
-    order = np.concatenate(order)
-    return TokenOrder(order, np.argsort(order), tuple(runs))
+    batch, _, width, channels = x.shape
+    sizes, strides, start = [batch], [x.stride(0)], x.storage_offset()
+    groups = (plan.group_height, plan.group_width)
+    for part, group, stride in zip(rectangle, groups, (width * channels, channels), strict=True):
+        sizes += [len(part.regions), part.members, len(part.offsets)]
+        strides += [group * plan.interval * stride, plan.interval * stride, stride]
+        start += (part.regions.start * group * plan.interval + part.offsets.start) * stride
+    return x.as_strided([*sizes, channels], [*strides, 1], start)
 
 
-def _axis_groups(size: int, group: int, interval: int) -> list[np.ndarray]:
-    """Positions along one axis, a (groups, members) array for each number of members."""
-    by_length: dict[int, list[range]] = {}
-    for region_start in range(0, size, group * interval):
-        region_end = min(region_start + group * interval, size)
-        for start in range(region_start, min(region_start + interval, region_end)):
-            members = range(start, region_end, interval)
-            by_length.setdefault(len(members), []).append(members)
-    return [np.array(groups) for groups in by_length.values()]
+def take_groups(
+    x: Tensor, plan: GroupPlan, rectangle: Rectangle, parts: int, num_heads: int
+) -> Tensor:
+    """Copy the groups of a rectangle out of their map, by head, for ``parts`` such as q, k and v.
+
+    (B, H, W, parts * C), contiguous -> (parts, groups, heads, tokens, C / heads), with the groups
+    of all images one after another.
+    """
+    view = rectangle_view(x, plan, rectangle)
+    view = view.unflatten(-1, (parts, num_heads, x.shape[-1] // (parts * num_heads)))
+    # (parts, B, region y, offset y, region x, offset x, heads, member y, member x, C / heads)
+    view = view.permute(7, 0, 1, 3, 4, 6, 8, 2, 5, 9)
+    shape = (parts, -1, num_heads, rectangle.group_tokens, view.shape[-1])
+    return view.reshape(shape).contiguous()
+
+
+def put_groups(groups: Tensor, x: Tensor, plan: GroupPlan, rectangle: Rectangle) -> None:
+    """Undo :func:`take_groups`: write (parts, groups, heads, tokens, C / heads) into the map."""
+    parts, _, num_heads, _, head_dims = groups.shape
+    view = rectangle_view(x, plan, rectangle)
+    view = view.unflatten(-1, (parts, num_heads, head_dims)).permute(7, 0, 1, 3, 4, 6, 8, 2, 5, 9)
+    view.copy_(groups.reshape(view.shape))

@@ -1,19 +1,8 @@
 """Dynamic position bias (CrossFormer, section 3.3): a small MLP turns offsets into biases."""
 
-from collections import OrderedDict
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-MAX_CACHED_TABLES = 16
-
-if hasattr(torch.compiler, "is_compiling"):
-    is_compiling = torch.compiler.is_compiling
-else:
-    # torch 2.1 has it under the private name only, which is slow to import.
-    is_compiling = torch._dynamo.is_compiling
 
 
 class DynamicPositionBias(nn.Module):
@@ -31,7 +20,6 @@ class DynamicPositionBias(nn.Module):
         self.pos1 = nn.Sequential(nn.LayerNorm(hidden), nn.ReLU(), nn.Linear(hidden, hidden))
         self.pos2 = nn.Sequential(nn.LayerNorm(hidden), nn.ReLU(), nn.Linear(hidden, hidden))
         self.pos3 = nn.Sequential(nn.LayerNorm(hidden), nn.ReLU(), nn.Linear(hidden, num_heads))
-        self._cache = BiasTableCache()
 
     def forward(self, height: int, width: int) -> Tensor:
         """Return the bias table (2 * height - 1, 2 * width - 1, heads) of a height x width group.
@@ -39,7 +27,7 @@ class DynamicPositionBias(nn.Module):
         Entry ``[dy + height - 1, dx + width - 1]`` belongs to the offset (dy, dx), query position
         minus key position.
         """
-        weight = self.pos_proj.weight
+        weight = self.pos1[0].weight  # of a norm: a quantised linear layer has none
         rows = torch.arange(1 - height, height, device=weight.device, dtype=weight.dtype)
         columns = torch.arange(1 - width, width, device=weight.device, dtype=weight.dtype)
         offsets = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1)
@@ -47,78 +35,6 @@ class DynamicPositionBias(nn.Module):
         device_type = "cpu" if weight.device.type == "meta" else weight.device.type
         with torch.autocast(device_type, enabled=False):
             return self.pos3(self.pos2(self.pos1(self.pos_proj(offsets))))
-
-    def table(self, height: int, width: int) -> Tensor:
-        """Return what :meth:`forward` returns, from a cache in evaluation without gradients."""
-        if self.training:
-            return self(height, width)
-        parameters = list(self.parameters())
-        if not parameters:  # FSDP has put plain tensors in their place
-            return self(height, width)
-        needs_grad = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
-        cacheable = parameters[0].device.type in ("cpu", "cuda") and not (
-            is_traced(parameters[0]) or parameters[0].is_inference()
-        )
-        if needs_grad or not cacheable:
-            return self(height, width)
-        return self._cache.get(self, parameters, height, width)
-
-    def train(self, mode: bool = True) -> "DynamicPositionBias":
-        """Switch the mode and forget cached tables; returns self."""
-        self._cache.clear()
-        return super().train(mode)
-
-
-class BiasTableCache:
-    """The last few tables of one module, forgotten as soon as its weights change.
-
-    Changed weights show in their values on a CPU. Elsewhere, comparing values would wait for the
-    device: there, version counters tell, and :meth:`DynamicPositionBias.train` clears the cache
-    for writes through ``.data``, which no counter sees.
-    """
-
-    def __init__(self) -> None:
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget every table."""
-        self._stamp = None
-        self._tables: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
-
-    def get(
-        self, module: DynamicPositionBias, parameters: Sequence[Tensor], height: int, width: int
-    ) -> Tensor:
-        """Return ``module(height, width)``, computed only when it is not known."""
-        # Tables made under inference mode could not take part in a later backward pass.
-        with torch.inference_mode(False), torch.no_grad():
-            if not _same_stamp(self._stamp, stamp := _stamp(parameters)):
-                self.clear()
-                self._stamp = stamp
-            if (height, width) not in self._tables:
-                self._tables[height, width] = module(height, width)
-                if len(self._tables) > MAX_CACHED_TABLES:
-                    self._tables.popitem(last=False)
-            self._tables.move_to_end((height, width))
-            return self._tables[height, width]
-
-
-def is_traced(tensor: Tensor) -> bool:
-    """Tell whether a compiler or a fake tensor mode runs, whose tensors must not be kept."""
-    return is_compiling() or type(tensor) not in (Tensor, nn.Parameter)
-
-
-def _stamp(parameters: Sequence[Tensor]) -> Tensor | list[tuple[Tensor, int, int]]:
-    if parameters[0].device.type == "cpu":
-        return torch.cat([p.detach().flatten() for p in parameters])
-    return [(p, p._version, p.data_ptr()) for p in parameters]
-
-
-def _same_stamp(old: object, new: object) -> bool:
-    if type(old) is not type(new):
-        return False
-    if isinstance(new, Tensor):
-        return old.dtype == new.dtype and torch.equal(old, new)
-    return all(a[0] is b[0] and a[1:] == b[1:] for a, b in zip(old, new, strict=True))
 
 
 def crop_table(table: Tensor, height: int, width: int) -> Tensor:

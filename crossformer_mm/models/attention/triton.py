@@ -1,47 +1,60 @@
 """Grouped attention as one PyTorch operator, computed by Triton kernels on an NVIDIA GPU.
 
 The kernels read q, k and v where the projection wrote them and never store a score, a permuted map
-or padding. Importing this module needs neither Triton nor a GPU; :func:`is_available` tells
+or padding. Importing this module needs neither Triton nor a GPU; :func:`can_run` tells
 whether the operator can run.
 """
 
 import os
 from importlib.util import find_spec
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from crossformer_mm.import_hooks import when_imported
+from crossformer_mm.models.attention import eager
 from crossformer_mm.models.grouping import GroupPlan
 
 HEAD_DIMS = (16, 32, 64)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-# torch.library.custom_op came with torch 2.4.
-_CAN_RUN = hasattr(torch.library, "custom_op") and find_spec("triton") is not None
 
 
-def is_available(device: torch.device, head_dim: int, dtype: torch.dtype) -> bool:
-    """Tell whether :func:`fused_attention` can compute this.
+def can_run(x: Tensor, plan: GroupPlan, num_heads: int) -> str | None:
+    """None, or the reason why not.
 
     It needs Triton, torch 2.4, and a GPU of compute capability 8.0 (A100) or later. With the
     environment variable ``TRITON_INTERPRET=1``, tensors on a CPU will do.
     """
-    if not _CAN_RUN or head_dim not in HEAD_DIMS or dtype not in DTYPES:
-        return False
-    if device.type == "cpu":
-        return os.environ.get("TRITON_INTERPRET") == "1"
-    if device.type != "cuda" or torch.version.cuda is None or not torch.cuda.is_available():
-        return False
-    return torch.cuda.get_device_properties(device).major >= 8
+    if not hasattr(torch.library, "custom_op"):
+        return f"it needs torch 2.4, and this is {torch.__version__}"
+    if find_spec("triton") is None:
+        return "Triton is not installed"
+    head_dims, dtype = x.shape[-1] // num_heads, _linear_dtype(x)
+    if head_dims not in HEAD_DIMS:
+        return f"heads have {head_dims} channels, not {', '.join(map(str, HEAD_DIMS))}"
+    if dtype not in DTYPES:
+        return f"it does not take {dtype}"
+    if x.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
+        return None
+    if x.device.type != "cuda" or torch.version.cuda is None:
+        return f"it needs an NVIDIA GPU, and the tokens are on {x.device}"
+    if torch.cuda.get_device_properties(x.device).major < 8:
+        return "it needs a GPU of compute capability 8.0 or later"
+    return None
 
 
-def fused_attention(qkv: Tensor, table: Tensor, plan: GroupPlan, num_heads: int) -> Tensor:
+def _linear_dtype(x: Tensor) -> torch.dtype:
+    """The type that linear layers give for ``x``, autocast considered."""
+    if torch.is_autocast_enabled() and x.is_cuda:
+        return torch.get_autocast_gpu_dtype()
+    return x.dtype
+
+
+def attend(qkv: Tensor, table: Tensor, plan: GroupPlan, num_heads: int) -> Tensor:
     """Attention within groups, fused (CrossFormer, section 3.2).
 
-    The same function as :func:`~crossformer_mm.models.attention.plain_attention`, in memory linear
-    in the tokens. Logits, softmax and sums are in float32 whatever the dtype of ``qkv``. Gradients
-    are the same in every bit from run to run; there are no second derivatives.
+    The same function as :func:`.eager.attend`, in memory linear in the tokens. Logits, softmax and
+    sums are in float32 whatever the dtype of ``qkv``. Gradients are the same in every bit from run
+    to run. Where second derivatives are asked for, the gradients come from the formula.
 
     Args:
         qkv: (B, H, W, 3 * C); channels are q, k, v, each heads x head dim.
@@ -75,7 +88,7 @@ def _forward(
     num_heads: int,
 ) -> tuple[Tensor, Tensor]:
     _check_shapes(qkv, table, group_height, group_width, num_heads)
-    from crossformer_mm.models.triton_kernels import launch_forward
+    from crossformer_mm.models.attention.triton_kernels import launch_forward
 
     plan = GroupPlan(*qkv.shape[1:3], group_height, group_width, interval)
     return launch_forward(qkv, table, plan, num_heads)
@@ -92,7 +105,7 @@ def _backward(
     interval: int,
     num_heads: int,
 ) -> tuple[Tensor, Tensor]:
-    from crossformer_mm.models.triton_kernels import launch_backward
+    from crossformer_mm.models.attention.triton_kernels import launch_backward
 
     plan = GroupPlan(*qkv.shape[1:3], group_height, group_width, interval)
     return launch_backward(grad_output.contiguous(), qkv, table, output, logsumexp, plan, num_heads)
@@ -128,40 +141,14 @@ def _save_for_backward(ctx, inputs, output) -> None:
 
 
 def _call_backward(ctx, grad_output: Tensor, _) -> tuple:
-    grads = grouped_attention_backward(grad_output, *ctx.saved_tensors, *ctx.settings)
+    qkv, table, *_ = ctx.saved_tensors
+    if torch.is_grad_enabled():  # for second derivatives
+        *groups, num_heads = ctx.settings
+        formula = eager.attend(qkv, table, GroupPlan(*qkv.shape[1:3], *groups), num_heads)
+        grads = eager.differentiable_gradients(formula, (qkv, table), grad_output)
+    else:
+        grads = grouped_attention_backward(grad_output, *ctx.saved_tensors, *ctx.settings)
     return *grads, *[None] * len(ctx.settings)
-
-
-def _real_pairs(size: int, group: int, interval: int) -> int:
-    """Count the ordered pairs of real tokens that share a group, along one axis."""
-    full_regions = size // (group * interval)
-    rest = size - full_regions * group * interval
-    members, longer = rest // interval, rest % interval
-    pairs = longer * (members + 1) ** 2 + (interval - longer) * members**2
-    return full_regions * interval * group**2 + pairs
-
-
-def _forward_flops(
-    qkv_shape, table_shape, group_height, group_width, interval, num_heads, *_, **__
-) -> int:
-    """Count both matrix products over the pairs of real tokens; padding costs nothing."""
-    batch, height, width, channels = qkv_shape
-    pairs_y = _real_pairs(height, group_height, interval)
-    pairs_x = _real_pairs(width, group_width, interval)
-    return 2 * 2 * batch * pairs_y * pairs_x * (channels // 3)
-
-
-def _backward_flops(
-    grad_shape, qkv_shape, table_shape, output_shape, logsumexp_shape, *settings, **__
-) -> int:
-    """Count five matrix products, without what the gradient of the table computes again."""
-    return 5 * _forward_flops(qkv_shape, table_shape, *settings) // 2
-
-
-def _register_flop_formulas(flop_counter: ModuleType) -> None:
-    ops = torch.ops.crossformer_mm
-    flop_counter.register_flop_formula(ops.grouped_attention)(_forward_flops)
-    flop_counter.register_flop_formula(ops.grouped_attention_backward)(_backward_flops)
 
 
 if hasattr(torch.library, "custom_op"):
@@ -174,5 +161,3 @@ if hasattr(torch.library, "custom_op"):
     grouped_attention.register_fake(_forward_fake)
     grouped_attention_backward.register_fake(_backward_fake)
     grouped_attention.register_autograd(_call_backward, setup_context=_save_for_backward)
-    # That module imports Triton, which takes time and memory.
-    when_imported("torch.utils.flop_counter", _register_flop_formulas)

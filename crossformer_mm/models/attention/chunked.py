@@ -1,0 +1,112 @@
+"""Training with large groups in memory linear in the tokens.
+
+PyTorch's fused attention takes the position bias as a matrix, and where that needs a gradient it
+falls back to storing every score. Here the forward pass is fused in training too, and the backward
+pass computes the scores again, in pieces that stay in the processor's cache, and sums the gradient
+of the bias table as it goes.
+"""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+from crossformer_mm.models.attention import sdpa
+from crossformer_mm.models.attention.eager import differentiable_gradients
+from crossformer_mm.models.attention.rectangles import (
+    Attention,
+    attend_in_rectangles,
+    why_not,
+)
+from crossformer_mm.models.grouping import GroupPlan, Rectangle
+from crossformer_mm.models.position_bias import expand_rows, expand_table, sum_rows
+
+# Numbers of scores and of values of the bias; chosen with tools/benchmark.py.
+SCORES_AT_ONCE = 2**21
+BIAS_AT_ONCE = 2**19
+
+
+def can_run(x: Tensor, plan: GroupPlan, num_heads: int) -> str | None:
+    """None, or the reason why not."""
+    return why_not(x)
+
+
+def attend(qkv: Tensor, table: Tensor, plan: GroupPlan, num_heads: int) -> Tensor:
+    """Self-attention within the groups of a map (CrossFormer, section 3.2).
+
+    Args:
+        qkv: (B, H, W, 3 * C).
+        table: Bias table (2 * group height - 1, 2 * group width - 1, heads).
+        plan: The groups.
+        num_heads: Attention heads.
+
+    Returns:
+        (B, H, W, C).
+    """
+    everything = qkv.shape[1:3].numel() ** 2 * num_heads
+    return attend_in_rectangles(qkv, table, plan, num_heads, attention_for, everything)
+
+
+def attention_for(table: Tensor, rectangle: Rectangle) -> Attention:
+    """Attention in groups of one shape; small ones need no care."""
+    if rectangle.group_tokens <= sdpa.SMALL_GROUP:
+        return sdpa.attention_for(table, rectangle)
+    return partial(_ChunkedAttention.apply, table)
+
+
+class _ChunkedAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, table: Tensor, qkv: Tensor) -> Tensor:
+        ctx.save_for_backward(table, qkv)
+        return sdpa.fused_by_rows(table, qkv)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        table, qkv = ctx.saved_tensors
+        if torch.is_grad_enabled():  # for second derivatives
+            return tuple(differentiable_gradients(_formula(table, qkv), (table, qkv), grad))
+        wide = torch.promote_types(qkv.dtype, torch.float32)
+        with torch.autocast(qkv.device.type, enabled=False):
+            grad_table, grad_qkv = _backward(table.to(wide), qkv.to(wide), grad.to(wide))
+        return grad_table.to(table.dtype), grad_qkv.to(qkv.dtype)
+
+
+def _formula(table: Tensor, qkv: Tensor) -> Tensor:
+    q, k, v = qkv
+    scores = (q * q.shape[-1] ** -0.5) @ k.mT
+    return (scores + expand_table(table).to(scores.dtype)).softmax(dim=-1) @ v
+
+
+def _backward(table: Tensor, qkv: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of the table and of q, k and v from that of the output.
+
+    With P the softmax of the scores S, the gradients are dV = P' dO, dP = dO V',
+    dS = P * (dP - rowsum(P * dP)), dQ = dS K and dK = dS' Q, and the bias gets the sum of dS.
+    """
+    grad_table, gradients = table.new_zeros(table.shape), qkv.new_empty(qkv.shape)
+    # (groups * heads, tokens, C / heads)
+    q, k, v = qkv.flatten(1, 2)
+    dq, dk, dv = gradients.view(3, *q.shape)
+    d_out = grad.flatten(0, 1)
+    scale = q.shape[-1] ** -0.5
+    for rows, queries in sdpa.split_queries(table, BIAS_AT_ONCE):
+        bias = expand_rows(table, rows)
+        d_bias = torch.zeros_like(bias)
+        beta = int(rows.start > 0)  # the first rows write, the others add
+        at_once = max(1, SCORES_AT_ONCE // bias.numel()) * len(bias)
+        for first in range(0, len(q), at_once):
+            some = slice(first, min(first + at_once, len(q)))
+            copies = (some.stop - first) // len(bias)
+            scores = torch.baddbmm(
+                bias.repeat(copies, 1, 1), q[some, queries], k[some].mT, alpha=scale
+            )
+            p = scores.softmax(dim=-1)
+            dv[some].baddbmm_(p.mT, d_out[some, queries], beta=beta)
+            dp = torch.bmm(d_out[some, queries], v[some].mT, out=scores)
+            ds = torch._softmax_backward_data(dp, p, -1, p.dtype)
+            d_bias += ds.view(copies, *bias.shape).sum(dim=0)
+            dq[some, queries].baddbmm_(ds, k[some], beta=0, alpha=scale)
+            dk[some].baddbmm_(ds.mT, q[some, queries], beta=beta, alpha=scale)
+        sum_rows(d_bias, rows, into=grad_table)
+    return grad_table, gradients

@@ -1,0 +1,93 @@
+"""PyTorch's fused attention on rectangles of real tokens, so that padding never enters.
+
+A group of a few dozen tokens is too small for the fused kernel of a CPU, which takes one after
+another: there, as many are multiplied at once as stay in the processor's cache.
+"""
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from crossformer_mm.models.attention.rectangles import (
+    Attention,
+    attend_in_rectangles,
+    why_not,
+)
+from crossformer_mm.models.grouping import GroupPlan, Rectangle
+from crossformer_mm.models.position_bias import expand_rows, expand_table
+
+# Numbers of scores and of values of the bias; chosen with tools/benchmark.py.
+SCORES_AT_ONCE = 2**18
+BIAS_AT_ONCE = 2**22
+SMALL_GROUP = 64  # tokens
+
+
+def can_run(x: Tensor, plan: GroupPlan, num_heads: int) -> str | None:
+    """None, or the reason why not."""
+    return why_not(x)
+
+
+def attend(qkv: Tensor, table: Tensor, plan: GroupPlan, num_heads: int) -> Tensor:
+    """Self-attention within the groups of a map (CrossFormer, section 3.2).
+
+    Args:
+        qkv: (B, H, W, 3 * C).
+        table: Bias table (2 * group height - 1, 2 * group width - 1, heads).
+        plan: The groups.
+        num_heads: Attention heads.
+
+    Returns:
+        (B, H, W, C).
+    """
+    return attend_in_rectangles(qkv, table, plan, num_heads, attention_for, SCORES_AT_ONCE)
+
+
+def attention_for(table: Tensor, rectangle: Rectangle) -> Attention:
+    """Attention in groups of one shape, with the bias looked up once where it is not too large."""
+    if table.device.type == "cpu" and rectangle.group_tokens <= SMALL_GROUP:
+        return partial(_multiply, expand_table(table))
+    if rectangle.group_tokens**2 * table.shape[-1] <= BIAS_AT_ONCE:
+        return partial(_fused, expand_table(table))
+    return partial(fused_by_rows, table)
+
+
+def _multiply(bias: Tensor, qkv: Tensor) -> Tensor:
+    q, k, v = qkv
+    scores = (q * q.shape[-1] ** -0.5) @ k.mT
+    return (scores + bias.to(scores.dtype)).softmax(dim=-1) @ v
+
+
+def _fused(bias: Tensor, qkv: Tensor) -> Tensor:
+    # A bias wider than q is silently wrong in some of PyTorch's fused kernels.
+    return F.scaled_dot_product_attention(*qkv, attn_mask=bias.to(qkv.dtype)[None])
+
+
+def fused_by_rows(table: Tensor, qkv: Tensor) -> Tensor:
+    """Attention of some rows of queries at a time, so that their bias stays small.
+
+    Args:
+        table: Bias table of the groups, (2 * height - 1, 2 * width - 1, heads).
+        qkv: (3, groups, heads, height * width, C / heads).
+
+    Returns:
+        (groups, heads, height * width, C / heads).
+    """
+    q, k, v = qkv
+    pieces = [
+        F.scaled_dot_product_attention(
+            q[:, :, queries], k, v, attn_mask=expand_rows(table, rows).to(q.dtype)[None]
+        )
+        for rows, queries in split_queries(table, BIAS_AT_ONCE)
+    ]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
+
+
+def split_queries(table: Tensor, bias_at_once: int) -> list[tuple[range, slice]]:
+    """Rows of query tokens whose bias has at most that many values, and their tokens."""
+    height, width = (table.shape[0] + 1) // 2, (table.shape[1] + 1) // 2
+    step = min(height, max(1, bias_at_once // (table.shape[-1] * width * height * width)))
+    starts = range(0, height, step)
+    rows = [range(start, min(start + step, height)) for start in starts]
+    return [(some, slice(some.start * width, some.stop * width)) for some in rows]
