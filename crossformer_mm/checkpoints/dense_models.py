@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from mmengine.config import Config, ConfigDict
 from torch import Tensor
 
-from crossformer_mm.architectures import ARCH_ZOO, STAGES
-from crossformer_mm.matching import count_outputs
-from crossformer_mm.model_hub import find_index_root
-from crossformer_mm.safe_load import CheckpointError
+from crossformer_mm.models.architectures import ARCH_ZOO, STAGES
+from crossformer_mm.models.state_dict import count_outputs
+from crossformer_mm.registry import find_index_root
+from crossformer_mm.utils.errors import CheckpointError
 
 RETINANET_ANCHORS = 9
 
@@ -122,7 +122,7 @@ def make_config(kind: DenseModel, arch: str, weights: Mapping[str, Tensor]) -> C
     def rows(layer: str) -> int:
         if f"{layer}.weight" not in weights:
             raise CheckpointError(f"is a {kind.name} without {layer}.weight")
-        return count_outputs(weights[f"{layer}.weight"])
+        return count_outputs(weights[f"{layer}.weight"].shape)
 
     cfg = Config.fromfile(find_index_root() / "configs" / kind.base)
     cfg.default_scope = kind.scope

@@ -11,32 +11,31 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+import torch
 from mmengine.config import Config
 from torch import Size
 
-from crossformer_mm.architectures import full_name
-from crossformer_mm.checkpoint import (
+from crossformer_mm.checkpoints.dense_models import find_dense_model, make_config
+from crossformer_mm.checkpoints.reader import load_file
+from crossformer_mm.checkpoints.writer import check_destination, write_checkpoint
+from crossformer_mm.models import CrossFormer
+from crossformer_mm.models.architectures import full_name
+from crossformer_mm.models.state_dict import (
     PREFIX,
-    Contents,
+    CheckpointLayout,
     check_backbone,
+    count_outputs,
     entries_beside_weights,
     extract_state_dict,
-    find_state_dict,
-    library_layout,
-    sort_contents,
-)
-from crossformer_mm.checkpoint_errors import one_line
-from crossformer_mm.checkpoint_writing import check_destination, write_checkpoint
-from crossformer_mm.dense_models import find_dense_model, make_config
-from crossformer_mm.matching import (
-    backbone_shapes,
-    count_outputs,
-    describe_mismatch,
     find_architecture,
+    find_state_dict,
+    format_incompatible_keys,
+    library_layout,
+    parse_state_dict,
     shapes_of,
 )
-from crossformer_mm.requirements import HOW_TO_INSTALL
-from crossformer_mm.safe_load import CheckpointError, load_file
+from crossformer_mm.utils.errors import CheckpointError, one_line
+from crossformer_mm.utils.requirements import HOW_TO_INSTALL
 from crossformer_mm.version import __version__
 
 
@@ -73,15 +72,15 @@ def convert_checkpoint(
     arch = None if arch is None else full_name(arch)
     check_destination(source, destination)
     checkpoint = load_file(source)
-    contents = sort_contents(extract_state_dict(checkpoint, source))
-    found, fits = find_architecture(contents.backbone)
+    layout = parse_state_dict(extract_state_dict(checkpoint, source))
+    found = find_architecture(shapes_of(layout.backbone))
     if arch is not None:
-        shapes = backbone_shapes(arch, final_norm="norm.weight" in contents.backbone)
-        check_backbone(contents.backbone, shapes, f"{source} is not of arch {arch!r}")
-    target = _choose_target(contents, found, cfg, source)
-    _check(contents, target, source)
-    weights = library_layout(contents)
-    name = found if fits else "custom"
+        shapes = backbone_shapes(arch, final_norm="norm.weight" in layout.backbone)
+        check_backbone(layout.backbone, shapes, f"{source} is not of arch {arch!r}")
+    target = _choose_target(layout, found, cfg, source)
+    _check(layout, target, source)
+    weights = library_layout(layout)
+    name = found or "custom"
     meta = {
         "source": source.name,
         "source_sha256": _hash_file(source),
@@ -95,42 +94,42 @@ def convert_checkpoint(
     return [
         f"{source}: a {target.kind}, architecture {name}",
         f"matched: all {len(weights)} weights{unchanged}",
-        f"dropped by rule: {contents.describe_dropped()}",
-        f"not carried over: {', '.join(entries_beside_weights(checkpoint)) or 'nothing'}",
+        f"dropped by rule: {layout.describe_dropped()}",
+        f"not carried over: {_name_entries(entries_beside_weights(checkpoint))}",
         f"wrote {destination}",
     ]
 
 
 def _choose_target(
-    contents: Contents, arch: str | None, cfg: Config | None, source: Path
+    layout: CheckpointLayout, arch: str | None, cfg: Config | None, source: Path
 ) -> Target:
-    """What the checkpoint is to be compared with; ``arch`` is the one that fits best."""
+    """What the checkpoint is to be compared with; ``arch`` is the published one, if it has one."""
     if cfg is not None:
-        return _target_of_config(contents, cfg)
+        return _target_of_config(layout, cfg)
     if arch is None:
-        stem = contents.backbone.get("patch_embed.norm.weight")
+        stem = layout.backbone.get("patch_embed.norm.weight")
         if stem is None:
             raise CheckpointError(
                 f"{source} holds no CrossFormer: there is no patch_embed.norm.weight"
             )
         raise CheckpointError(
-            f"{source} has a stem of shape {tuple(stem.shape)}, which none of the published "
-            "architectures has: give --config"
+            f"{source} has a stem of shape {tuple(stem.shape)}, and none of the published "
+            "architectures has its blocks and heads: give --config"
         )
-    if contents.is_dense:
-        return _target_of_dense(contents, arch, source)
-    final_norm = bool(contents.classifier) or "norm.weight" in contents.backbone
+    if layout.is_dense:
+        return _target_of_dense(layout, arch, source)
+    final_norm = bool(layout.classifier) or "norm.weight" in layout.backbone
     backbone = backbone_shapes(arch, final_norm=final_norm)
-    if not contents.classifier:
+    if not layout.classifier:
         return Target("backbone", backbone, {})
-    classes = count_outputs(contents.classifier.get("head.fc.weight"))
+    classes = count_outputs(shapes_of(layout.classifier).get("head.fc.weight"))
     channels = backbone["norm.weight"][0]
     heads = {"head.fc.weight": Size((classes, channels)), "head.fc.bias": Size((classes,))}
     return Target("classifier", backbone, heads)
 
 
-def _target_of_dense(contents: Contents, arch: str, source: Path) -> Target:
-    kind = find_dense_model(contents.others)
+def _target_of_dense(layout: CheckpointLayout, arch: str, source: Path) -> Target:
+    kind = find_dense_model(layout.others)
     if kind is None:
         raise CheckpointError(
             f"{source} is a detector or segmentor of none of the known kinds: give --config"
@@ -140,30 +139,30 @@ def _target_of_dense(contents: Contents, arch: str, source: Path) -> Target:
             f"{source} is a {kind.name}, to check which {kind.scope} is needed: {HOW_TO_INSTALL}"
         )
     try:
-        cfg = make_config(kind, arch, contents.others)
+        cfg = make_config(kind, arch, layout.others)
     except CheckpointError as error:
         raise CheckpointError(f"{source} {error}") from None
     return _target_of_model(kind.name, cfg)
 
 
-def _target_of_config(contents: Contents, cfg: Config) -> Target:
+def _target_of_config(layout: CheckpointLayout, cfg: Config) -> Target:
     try:
         target = _target_of_model(cfg.model.type, cfg)
     except Exception as error:
         reason = one_line(f"{type(error).__name__}: {error}")
         raise CheckpointError(f"the model of {cfg.filename} cannot be built: {reason}") from error
-    if contents.is_dense:
+    if layout.is_dense:
         return target
     if cfg.get("default_scope") != "mmpretrain":
-        contents.drop_classifier()
-    if contents.classifier:
+        layout.drop_classifier()
+    if layout.classifier:
         return target
     return Target("backbone", target.backbone, {})
 
 
 def _target_of_model(kind: str, cfg: Config) -> Target:
     # Imported here: it imports one of the large libraries.
-    from crossformer_mm.flops import build_on_meta
+    from crossformer_mm.models.build import build_on_meta
 
     shapes = shapes_of(build_on_meta(cfg).state_dict())
     backbone = {n.removeprefix(PREFIX): s for n, s in shapes.items() if n.startswith(PREFIX)}
@@ -171,11 +170,22 @@ def _target_of_model(kind: str, cfg: Config) -> Target:
     return Target(kind, backbone, heads)
 
 
-def _check(contents: Contents, target: Target, source: Path) -> None:
-    check_backbone(contents.backbone, target.backbone, f"{source} does not fit the backbone")
-    problems = describe_mismatch({**contents.classifier, **contents.others}, target.heads)
+def backbone_shapes(arch: str, final_norm: bool = True) -> dict[str, Size]:
+    """Shapes of an architecture's weights by name."""
+    with torch.device("meta"):
+        return shapes_of(CrossFormer(arch, final_norm=final_norm).state_dict())
+
+
+def _check(layout: CheckpointLayout, target: Target, source: Path) -> None:
+    check_backbone(layout.backbone, target.backbone, f"{source} does not fit the backbone")
+    problems = format_incompatible_keys({**layout.classifier, **layout.others}, target.heads)
     if problems:
         raise CheckpointError(f"{source} does not fit the {target.kind}: {problems}")
+
+
+def _name_entries(entries: Mapping) -> str:
+    names = [one_line(str(name), 50) for name in entries]
+    return ", ".join(names[:10] + ["..."] * (len(names) > 10)) or "nothing"
 
 
 def _hash_file(path: Path) -> str:

@@ -8,7 +8,7 @@ from urllib.parse import urlparse
 import torch
 from mmengine.dist import barrier, get_rank
 
-from crossformer_mm.safe_load import CheckpointError
+from crossformer_mm.utils.errors import CheckpointError
 
 # mmengine looks these up in tables of URLs.
 NAME_SCHEMES = ("torchvision", "modelzoo", "open-mmlab", "openmmlab")

@@ -9,9 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from crossformer_mm.checkpoint_errors import one_line
-from crossformer_mm.safe_load import CheckpointError
-from crossformer_mm.whole_files import replace_when_complete
+from crossformer_mm.utils.errors import CheckpointError, one_line
+from crossformer_mm.utils.io import replace_when_complete
 
 
 def check_destination(source: Path, destination: Path) -> None:

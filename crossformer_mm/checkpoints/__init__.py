@@ -1,0 +1,1 @@
+"""Checkpoint files: reading them as data, handing them to mmengine, writing, converting."""

@@ -1,0 +1,163 @@
+"""Read checkpoint files as data: no code in them is run, whatever they hold.
+
+A ``.pth`` file is a zip archive of one pickle and the bytes of its tensors. Here the pickle becomes
+inert nodes (:mod:`.inert_pickle`), and values are made of these from a closed list of names
+(:mod:`.values`), the same on every version of PyTorch. Safetensors files hold no code.
+"""
+
+import codecs
+import json
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+
+from crossformer_mm.checkpoints.inert_pickle import read_pickle
+from crossformer_mm.checkpoints.values import NAMES, ValueBuilder
+from crossformer_mm.utils.errors import (
+    CheckpointError,
+    MissingCheckpointError,
+    UnsafeCheckpointError,
+    one_line,
+)
+
+# What a checkpoint holds may be this many times as large as the file, since tensors share memory.
+MAX_EXPANSION = 16
+SMALL_FILE = 2**20
+
+
+def load_file(filename: str | Path, map_location: str | torch.device | None = "cpu") -> object:
+    """Load a checkpoint: ``.pth`` as PyTorch writes it since 1.6, or safetensors.
+
+    The format is recognised by content. A safetensors file gives ``{'state_dict', 'meta'}``.
+
+    Args:
+        filename: The file.
+        map_location: The device that tensors go to; the CPU if it is None or a function.
+
+    Raises:
+        MissingCheckpointError: If there is no such file; it is a FileNotFoundError too.
+        UnsafeCheckpointError: If it names or does something that weights do not need.
+        CheckpointError: If it is not a checkpoint, or is incomplete or damaged.
+    """
+    path = Path(os.path.expanduser(filename))  # leaves names of unknown users as they are
+    device = map_location if isinstance(map_location, str | torch.device) else "cpu"
+    try:
+        path.stat()  # an error says why it cannot be reached
+        if not path.is_file():
+            raise CheckpointError("is not a file")
+        with path.open("rb") as file:
+            read = _find_reader(file.read(512))
+            file.seek(0)
+            return read(file, path, device)
+    except UnsafeCheckpointError as error:
+        raise UnsafeCheckpointError(
+            f"checkpoint {path} was refused, and nothing in it was run: {error}, "
+            "which weights and training state do not need"
+        ) from None
+    except CheckpointError as error:
+        raise CheckpointError(f"{path} {error}") from None
+    except FileNotFoundError:
+        raise MissingCheckpointError(f"checkpoint {path} does not exist") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    except Exception as error:
+        # A damaged pickle can raise nearly anything.
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"{path} is not a complete checkpoint: {one_line(reason)}") from error
+
+
+def _find_reader(start: bytes) -> Callable:
+    """Recognise a file by how it begins."""
+    if not start:
+        raise CheckpointError("is empty")
+    if start.startswith(b"PK\x03\x04"):
+        return _read_zip
+    if start[8:9] == b"{":
+        return _read_safetensors
+    if start.startswith(b"\x80"):
+        raise CheckpointError(
+            "is a plain pickle or of the format before PyTorch 1.6, which cannot be read safely: "
+            "where you trust it, torch.save(torch.load(FILE, weights_only=True), NEW_FILE)"
+        )
+    if start.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"<"):
+        raise CheckpointError("is a web page, not a checkpoint: download the file itself")
+    if start.startswith(b"version https://git-lfs"):
+        raise CheckpointError("is a Git LFS pointer, not a checkpoint: run git lfs pull")
+    raise CheckpointError("is not a PyTorch or safetensors checkpoint")
+
+
+def _read_zip(file: BinaryIO, path: Path, device: str | torch.device) -> object:
+    if not zipfile.is_zipfile(file):
+        raise CheckpointError("is cut off: the end of the file is missing")
+    with zipfile.ZipFile(file) as archive:
+        size = os.fstat(file.fileno()).st_size
+        records = _checked_records(archive, size)
+        # All names begin with that of the archive, which has no meaning.
+        top = archive.namelist()[0].partition("/")[0]
+        if f"{top}/data.pkl" not in records:
+            raise CheckpointError("is a zip file, but not a checkpoint: there is no data.pkl")
+        if f"{top}/byteorder" in records and archive.read(f"{top}/byteorder") != b"little":
+            raise CheckpointError("was written on a big-endian machine: convert it there")
+
+        def read_storage(key: str, length: int) -> bytearray:
+            record = records.get(f"{top}/data/{key}")
+            if record is None or record.file_size != length:
+                name = one_line(repr(key), 100)
+                raise CheckpointError(f"is damaged: its storage {name} has not {length} bytes")
+            return _read_record(archive, record)
+
+        nodes = read_pickle(archive.read(f"{top}/data.pkl"), NAMES)
+        limit = MAX_EXPANSION * size + SMALL_FILE
+        return ValueBuilder(read_storage, limit, device).build(nodes)
+
+
+def _checked_records(archive: zipfile.ZipFile, file_size: int) -> dict[str, zipfile.ZipInfo]:
+    """The records by name; raises CheckpointError if they cannot be what PyTorch wrote."""
+    records = archive.infolist()
+    if any(record.filename.endswith("/constants.pkl") for record in records):
+        raise UnsafeCheckpointError("it is a TorchScript archive, a program")
+    if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+        raise CheckpointError("is compressed, which checkpoints are not")
+    if any(record.flag_bits & 1 for record in records):
+        raise CheckpointError("is encrypted, which checkpoints are not")
+    if sum(record.file_size for record in records) > file_size:
+        raise CheckpointError("is damaged: its records overlap")
+    if len({record.filename.lower() for record in records}) < len(records):
+        raise CheckpointError("is damaged: two of its records have the same name")
+    if not records or min(record.header_offset for record in records) > 0:
+        raise CheckpointError("is damaged: it does not begin with its first record")
+    if not any(record.CRC for record in records):
+        for record in records:  # PyTorch wrote no checksums
+            del record.CRC
+    return {record.filename: record for record in records}
+
+
+def _read_record(archive: zipfile.ZipFile, record: zipfile.ZipInfo) -> bytearray:
+    """The bytes of a record, without a second copy of all of them."""
+    content = bytearray(record.file_size)
+    position = 0
+    try:
+        with archive.open(record) as stream:
+            while block := stream.read(1 << 20):
+                content[position : position + len(block)] = block
+                position += len(block)
+    except zipfile.BadZipFile:
+        name = one_line(record.filename)
+        raise CheckpointError(f"is damaged: the checksum of {name} is wrong") from None
+    if position != len(content):
+        raise CheckpointError(f"is damaged: {one_line(record.filename)} is cut off")
+    return content
+
+
+def _read_safetensors(file: BinaryIO, path: Path, device: str | torch.device) -> dict:
+    # Imported here: loading .pth files needs torch and mmengine only.
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as content:
+        weights = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+        meta = json.loads((content.metadata() or {}).get("meta", "{}"))
+    return {"meta": meta, "state_dict": {name: v.to(device) for name, v in weights.items()}}
