@@ -1,123 +1,125 @@
 """Measure speed and peak memory of the backbone, or of the whole model of a config.
 
-Every contender runs once before any runs again, in one process, so that what disturbs the machine
-disturbs all alike. Compared are CrossFormer's default way to compute attention, its plain way, and
-for a backbone the Swin-T of mmdet, mmpretrain and timm where they are installed. Memory is the
-peak of one repetition above what is held between repetitions (weights, images, optimizer), on a
-CPU measured in a process of its own for every contender.
+In each round every variant is timed once, so that what disturbs the machine disturbs all alike.
+"vs eager" is the eager backend's time divided by the variant's; memory is the peak of one step
+above what is held between steps.
 """
 
 import logging
-import shlex
-from argparse import Namespace, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, Namespace
 from copy import copy
 from pathlib import Path
 
-from crossformer_mm.benchmark.attention_memory import (
-    format_heading,
-    format_lines,
-    measure_attention,
-)
-from crossformer_mm.benchmark.case import Case, describe_step
-from crossformer_mm.benchmark.circumstances import describe_circumstances
-from crossformer_mm.benchmark.measure import measure
-from crossformer_mm.benchmark.models import read_config
-from crossformer_mm.benchmark.options import OneLineParser, add_arguments, make_case
-from crossformer_mm.benchmark.report import format_table, write_results
-from crossformer_mm.benchmark.results import Result
-from crossformer_mm.benchmark.suites import read_suite
-from crossformer_mm.benchmark.throughput import format_throughput, measure_throughput
-from crossformer_mm.benchmark.timing import reason_of
-from crossformer_mm.launch import fail
+import torch
+
+from crossformer_mm.analysis.benchmark import format_table, measure, write_report
+from crossformer_mm.analysis.flops import DEFAULT_SHAPES
+from crossformer_mm.analysis.variants import DTYPES, LIBRARIES, RUNS, Case, Variant
+from crossformer_mm.engine.launch import add_cfg_options, fail, load_config, shape_for_task
+from crossformer_mm.models import ATTN_BACKENDS, LDA_MODES, CrossFormer
+from crossformer_mm.models.architectures import ARCH_ZOO
+
+SUITES = {
+    "cpu": """\
+--device cpu --batch 8
+--device cpu --shape 800 1280
+--device cpu --mode train --batch 4
+--device cpu --mode train --shape 512
+--device cpu --mode train --shape 800 1280
+--device cpu --mode train --shape 800 1280 --with-cp""",
+    "gpu": """\
+--device cuda --dtype bf16 --batch 256
+--device cuda --dtype bf16 --run eager compile
+--device cuda --dtype bf16 --batch 8 --shape 800 1280 --lda-mode fixed_interval
+--device cuda --dtype bf16 --batch 8 --shape 800 1280 --lda-mode fixed_group
+--device cuda --dtype bf16 --batch 8 --shape 800 1280 --lda-mode adaptive_interval
+--device cuda --dtype bf16 --mode train --batch 128 --run eager compile
+--device cuda --dtype bf16 --mode train --batch 2 --shape 800 1280 --run eager compile""",
+}
 
 
-def parse_args() -> tuple[Namespace, OneLineParser]:
-    """Read the command line, and return the parser for the lines of a suite."""
-    parser = OneLineParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    add_arguments(parser)
-    return parser.parse_args(), parser
+class OneLineParser(ArgumentParser):
+    """A parser that ends the program with one line when an argument is wrong."""
+
+    def error(self, message: str) -> None:  # noqa: D102
+        fail(message)
 
 
-def run_case(args: Namespace) -> list[Result]:
-    """Measure what the options describe, and print it."""
-    if args.throughput and args.config is None:
-        fail("--throughput needs --config, which says where the images are")
-    if args.attention_memory and args.config is not None:
-        fail("--attention-memory is for a backbone: use --arch instead of --config")
-    case = make_case(args)
-    if args.throughput:
-        results = measure_throughput(read_config(case), case)
-        print(*map(format_throughput, results), sep="\n", flush=True)
-        return results
-    if args.attention_memory:
-        return run_attention(case)
-    results = measure(case, with_memory=not args.no_memory)
-    print(format_table(results), f"timed: {describe_step(case)}\n", sep="\n", flush=True)
-    return results
+def make_parser() -> OneLineParser:
+    """The options of the command line, and of every line of a suite."""
+    parser = OneLineParser(description=__doc__)
+    add = parser.add_argument
+    add("--arch", choices=ARCH_ZOO, help="architecture of the backbone; small if not set")
+    add("--lda-mode", choices=LDA_MODES, help="rule of long distance attention")
+    add("--with-cp", action="store_true", help="compute blocks again in the backward pass")
+    add("--config", help="measure the whole model of this config instead, without weights")
+    add_cfg_options(parser)
+    add("--attn-backend", nargs="+", choices=ATTN_BACKENDS, help="auto and eager if not set")
+    add("--against", nargs="+", choices=LIBRARIES, default=[], help="libraries' Swin-T")
+    add("--run", nargs="+", choices=RUNS, default=["eager"], help="compile: with torch.compile")
+    add("--shape", type=int, nargs="+", metavar="SIDE", help="height and width, or one for both")
+    add("--batch", type=int, default=1, help="images per step")
+    add("--mode", choices=("inference", "train"), default="inference", help="train: with AdamW")
+    add("--dtype", choices=DTYPES, default="fp32", help="bf16 and fp16: with autocast")
+    add("--device", choices=("cuda", "cpu"), help="the GPU if there is one")
+    add("--repeat", type=int, default=10, help="rounds")
+    add("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
+    add("--no-memory", action="store_true", help="measure time only")
+    add("--suite", choices=SUITES, help="measure a list of cases; other options hold for all")
+    add("--out", metavar="DIR", help="write benchmark.json there: results and environment")
+    return parser
 
 
-def run_attention(case: Case) -> list[Result]:
-    """Measure attention alone, and print a line per image size."""
-    print(f"long distance attention alone, b{case.batch} {case.mode} {case.dtype}")
-    print(format_heading(), flush=True)
-    results = []
-    for of_one_size in measure_attention(case):
-        print(format_lines(of_one_size), flush=True)
-        results += of_one_size
-    return results
-
-
-def run_suite(args: Namespace, parser: OneLineParser, keep: list[Result]) -> None:
-    """Run the cases of a suite, and put what they give into ``keep``; one may fail, all are run."""
+def make_case(args: Namespace) -> Case:
+    """Put a case together from the options; what does not fit ends the program with one line."""
+    backbone = {k: getattr(args, k) for k in ("arch", "lda_mode", "with_cp") if getattr(args, k)}
+    backends, cfg, shape = args.attn_backend or ["auto", "eager"], None, args.shape or (224, 224)
+    if args.config is not None:
+        for name in [name for name in (*backbone, "against") if getattr(args, name)]:
+            fail(f"--{name.replace('_', '-')} is for a backbone: with --config use --cfg-options")
+        cfg = load_config(args.config, args.cfg_options)
+        kind = cfg.get("model", {}).get("backbone", {}).get("type")
+        kind = getattr(kind, "__name__", kind)  # some configs have the class itself
+        if kind is None:
+            fail(f"--config {args.config} has no model with a backbone")
+        if kind != CrossFormer.__name__ and args.attn_backend:
+            fail(f"--attn-backend: the backbone of {args.config} is {kind}, not CrossFormer")
+        backends = backends if kind == CrossFormer.__name__ else [kind]
+        shape = args.shape or shape_for_task(cfg, DEFAULT_SHAPES)
+    elif args.cfg_options:
+        fail("--cfg-options needs --config")
+    variants = [Variant(name, run) for run in args.run for name in backends + args.against]
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    same = {name: getattr(args, name) for name in ("mode", "batch", "dtype", "repeat", "threads")}
+    shape = tuple(shape * 2 if len(shape) == 1 else shape)
     try:
-        cases = read_suite(args.suite)
+        return Case(
+            tuple(dict.fromkeys(variants)), backbone, cfg, shape=shape, device=device, **same
+        )
     except ValueError as error:
         fail(str(error))
-    failed = 0
-    for options in cases:
-        try:
-            case_args = parser.parse_args(options, copy(args))
-            if case_args.suite != args.suite:
-                fail("--suite cannot be inside a suite")
-            keep += run_case(case_args)
-            write_if_asked(args, keep)
-        except (Exception, SystemExit) as error:
-            reason = str(error) if isinstance(error, SystemExit) else reason_of(error)
-            print(f"{shlex.join(options)}\nfailed: {reason}\n", flush=True)
-            failed += 1
-    if failed:
-        fail(f"{failed} of {len(cases)} cases failed; the lines above say why")
-
-
-def write_if_asked(args: Namespace, results: list[Result]) -> None:
-    """Write what was measured so far to the folder of ``--out``."""
-    if args.out is not None:
-        device = results[0].case.device if results else "cpu"
-        write_results(Path(args.out), results, describe_circumstances(device))
-
-
-def check_out(folder: str | None) -> None:
-    """Make the folder of ``--out`` before anything is measured."""
-    try:
-        if folder is not None:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        fail(f"--out {folder} must be a folder that can be written to: {error.strerror}")
 
 
 def main() -> None:
-    """Measure one case or a suite."""
-    args, parser = parse_args()
+    """Measure one case, or those of a suite one after another."""
+    parser = make_parser()
+    args = parser.parse_args()
     logging.disable(logging.INFO)
-    check_out(args.out)
-    results: list[Result] = []
-    if args.suite is not None:
-        run_suite(args, parser, results)
-    else:
-        results += run_case(args)
-        write_if_asked(args, results)
-    if not any(result.seconds or result.peak_mb is not None for result in results):
-        fail("nothing could be measured; the lines above say why")
+    try:
+        Path(args.out or ".").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fail(f"--out {args.out} must be a folder that can be written to: {error.strerror}")
+    lines = SUITES[args.suite].splitlines() if args.suite else [""]
+    cases = [make_case(parser.parse_args(line.split(), copy(args))) for line in lines]
+    results = []
+    for case in cases:
+        results += measure(case, with_memory=not args.no_memory)
+        print(format_table(results[-len(case.variants) :]), end="\n\n", flush=True)
+        if args.out is not None:
+            write_report(Path(args.out), results)
+    failed = sum(result.problem is not None for result in results)
+    if failed:
+        fail(f"{failed} of {len(results)} variants failed; the lines above say why")
 
 
 if __name__ == "__main__":

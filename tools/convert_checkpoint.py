@@ -7,8 +7,8 @@ with the model before anything is written. No code in the file is run.
 import argparse
 from pathlib import Path
 
-from crossformer_mm.conversion import convert_checkpoint
-from crossformer_mm.safe_load import CheckpointError
+from crossformer_mm.checkpoints.convert import convert_checkpoint
+from crossformer_mm.utils.errors import CheckpointError
 
 
 def parse_args() -> argparse.Namespace:
@@ -35,7 +35,7 @@ def main() -> None:
     cfg = None
     if args.config is not None:
         # Imported here: it imports mmengine's runner.
-        from crossformer_mm.launch import load_config
+        from crossformer_mm.engine.launch import load_config
 
         cfg = load_config(args.config)
     try:

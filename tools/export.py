@@ -1,26 +1,28 @@
-"""Write a model as an ONNX file, with PyTorch's current exporter.
+"""Write a model as an ONNX file, with PyTorch's current exporter, for images of one size.
 
 The file holds what is one graph of tensors: a classifier's logits; the logits of a segmentor's
 decode head, before they are resized to the image; of a one-stage detector scores and boxes of every
-level; of a two-stage detector the maps of its neck and the outputs of its RPN. It takes normalised
-images; mean, deviation and order of channels stand in its metadata. It is run by onnxruntime, on
-images of several sizes with --dynamic, and kept only if it computes what PyTorch does.
+level; of a two-stage detector the maps of its neck and the outputs of its RPN. It takes a
+normalised image; mean, deviation and order of channels stand in its metadata. It is run by
+onnxruntime, and kept only if it computes what PyTorch does.
 """
 
 import argparse
 import logging
-import sys
+import warnings
 from pathlib import Path
 
 from mmengine.config import Config
 
-from crossformer_mm.export.dense_part import load_dense_part
-from crossformer_mm.export.described_images import describe_input, smallest_test_side
-from crossformer_mm.export.destination import check_destination
-from crossformer_mm.export.errors import ExportError
-from crossformer_mm.export.image_sizes import describe_sizes, smallest_dynamic_side
-from crossformer_mm.export.onnx_file import TOLERANCE, check_installed, write_onnx
-from crossformer_mm.launch import (
+from crossformer_mm.deploy.dense_part import ExportError, load_dense_part
+from crossformer_mm.deploy.onnx import (
+    TOLERANCE,
+    check_destination,
+    check_installed,
+    describe_input,
+    export_onnx,
+)
+from crossformer_mm.engine.launch import (
     add_config_arguments,
     check_file,
     errors_in_one_line,
@@ -29,10 +31,9 @@ from crossformer_mm.launch import (
     shape_for_task,
 )
 from crossformer_mm.models.crossformer import MIN_IMAGE_SIZE
-from crossformer_mm.safe_load import CheckpointError
+from crossformer_mm.utils.errors import CheckpointError
 
 DEFAULT_SHAPES = {"mmpretrain": (224, 224), "mmdet": (800, 1280), "mmseg": (512, 512)}
-DEFAULT_DYNAMIC_SHAPE = (512, 640)
 
 
 def parse_args() -> argparse.Namespace:
@@ -47,21 +48,13 @@ def parse_args() -> argparse.Namespace:
         nargs=2,
         metavar=("H", "W"),
         help="height and width of the image; if not given, 224 224 for a classifier, 800 1280 for "
-        "a detector, 512 512 for a segmentor, 512 640 with --dynamic",
-    )
-    parser.add_argument(
-        "--dynamic",
-        action="store_true",
-        help="any batch size, and any height and width for which every map is larger than a "
-        "group: from 225 to 4096 pixels for the published models",
+        "a detector, 512 512 for a segmentor",
     )
     return parser.parse_args()
 
 
 def choose_shape(args: argparse.Namespace, cfg: Config) -> tuple[int, int]:
     """Height and width: what the command line says, or the default of the config's task."""
-    if args.shape is None and args.dynamic:
-        return DEFAULT_DYNAMIC_SHAPE
     if args.shape is None:
         return shape_for_task(cfg, DEFAULT_SHAPES)
     if min(args.shape) < MIN_IMAGE_SIZE:
@@ -70,45 +63,30 @@ def choose_shape(args: argparse.Namespace, cfg: Config) -> tuple[int, int]:
     return tuple(args.shape)
 
 
-def warn_of_test_size(cfg: Config, smallest: int) -> None:
-    """Print a warning if the config tests smaller images than the file takes."""
-    side = smallest_test_side(cfg)
-    if side is not None and side < smallest:
-        print(
-            f"warning: the config tests images with sides of {side} pixels, which this file "
-            f"refuses: for them, export without --dynamic, with --shape H W",
-            file=sys.stderr,
-        )
-
-
 def main() -> None:
     """Export, compare and print."""
     args = parse_args()
     logging.disable(logging.INFO)
-    if args.out.suffix != ".onnx":
-        fail(f"OUT {args.out} must end with .onnx")
-    with errors_in_one_line(ExportError):
-        check_destination(args.out)
-    cfg = load_config(args.config, args.cfg_options)
-    if "backbone" not in cfg.get("model", {}):
-        fail(f"config {args.config} has no model with a backbone")
-    check_file(args.checkpoint, "checkpoint")
-    shape = choose_shape(args, cfg)
+    # What PyTorch's exporter could not simplify would fill the screen.
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
     with errors_in_one_line(CheckpointError, ExportError):
+        check_destination(args.out)
         check_installed()
-        part = load_dense_part(cfg, args.checkpoint, args.dynamic)
-        comparisons = write_onnx(part, shape, args.dynamic, args.out, describe_input(cfg))
-    for found in comparisons:
-        print(f"images {found.shape}: {found.output} deviates most, by {found.deviation:.1e}")
-    worst = max(found.deviation for found in comparisons)
+        cfg = load_config(args.config, args.cfg_options)
+        if "backbone" not in cfg.get("model", {}):
+            fail(f"config {args.config} has no model with a backbone")
+        check_file(args.checkpoint, "checkpoint")
+        shape = choose_shape(args, cfg)
+        part = load_dense_part(cfg, args.checkpoint)
+        deviations = export_onnx(part, shape, args.out, describe_input(cfg))
+    worst = max(deviations, key=deviations.get)
     print(
-        f"Maximum deviation from PyTorch: {worst:.1e} of an output's largest value "
+        f"Maximum deviation from PyTorch: {deviations[worst]:.1e} of the largest value of {worst} "
         f"({TOLERANCE:.0e} is allowed)"
     )
-    sizes = describe_sizes(part.backbone, args.dynamic, shape)
-    print(f"Wrote {args.out}, for normalised float32 images {sizes}")
-    if args.dynamic:
-        warn_of_test_size(cfg, smallest_dynamic_side(part.backbone))
+    images = (1, part.backbone.in_channels, *shape)
+    print(f"Wrote {args.out}, for normalised float32 images {images}")
 
 
 if __name__ == "__main__":

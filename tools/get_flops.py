@@ -9,8 +9,15 @@ import logging
 
 from mmengine.config import Config
 
-from crossformer_mm.flops import DEFAULT_SHAPES, Complexity, build_on_meta, measure
-from crossformer_mm.launch import add_config_arguments, fail, load_config, shape_for_task
+from crossformer_mm.analysis.flops import DEFAULT_SHAPES, Complexity, measure
+from crossformer_mm.engine.launch import (
+    add_config_arguments,
+    errors_in_one_line,
+    fail,
+    load_config,
+    shape_for_task,
+)
+from crossformer_mm.models.build import build_on_meta, image_channels
 from crossformer_mm.models.crossformer import MIN_IMAGE_SIZE
 
 
@@ -42,7 +49,7 @@ def choose_shape(given: list[int] | None, cfg: Config) -> tuple[int, int]:
     return shape
 
 
-def print_table(complexity: Complexity, shape: tuple[int, int]) -> None:
+def print_table(complexity: Complexity, shape: tuple[int, int, int]) -> None:
     """Print the parts, then the totals in the form of the authors' tool."""
     print(f"{'part':<16} {'params (M)':>12} {'FLOPs (G)':>12}")
     for name, params in complexity.params_of.items():
@@ -51,7 +58,7 @@ def print_table(complexity: Complexity, shape: tuple[int, int]) -> None:
     if complexity.padding:
         print(f"of the backbone's, on padding: {complexity.padding / 1e9:>13.2f}")
     line = "=" * 30
-    print(f"{line}\nInput shape: {(3, *shape)}")
+    print(f"{line}\nInput shape: {shape}")
     print(f"Flops: {complexity.flops / 1e9:.2f} GFLOPs")
     print(f"Params: {complexity.params / 1e6:.2f} M\n{line}")
 
@@ -64,8 +71,10 @@ def main() -> None:
     if "backbone" not in cfg.get("model", {}):
         fail(f"config {args.config} has no model with a backbone")
     shape = choose_shape(args.shape, cfg)
-    complexity = measure(build_on_meta(cfg), shape)
-    print_table(complexity, shape)
+    channels = image_channels(cfg)
+    with errors_in_one_line(ValueError):
+        complexity = measure(build_on_meta(cfg), shape, channels)
+    print_table(complexity, (channels, *shape))
     if args.json:
         result = dict(
             config=args.config,

@@ -10,9 +10,9 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 
-from crossformer_mm.toy.ade import write_ade
-from crossformer_mm.toy.coco import write_coco
-from crossformer_mm.toy.imagenet import write_imagenet
+from crossformer_mm.datasets.toy.ade import write_ade
+from crossformer_mm.datasets.toy.coco import write_coco
+from crossformer_mm.datasets.toy.imagenet import write_imagenet
 
 
 class OneLineErrorParser(argparse.ArgumentParser):

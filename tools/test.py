@@ -10,9 +10,7 @@ from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
 
-from crossformer_mm.full_disk import full_disk_in_one_line
-from crossformer_mm.interruption import interruption_in_one_line
-from crossformer_mm.launch import (
+from crossformer_mm.engine.launch import (
     add_common_arguments,
     build_runner,
     check_amp,
@@ -23,8 +21,10 @@ from crossformer_mm.launch import (
     load_config,
     require,
 )
-from crossformer_mm.process_end import end_without_finalizing
-from crossformer_mm.process_failure import reason_for_launcher
+from crossformer_mm.utils.full_disk import full_disk_in_one_line
+from crossformer_mm.utils.interruption import interruption_in_one_line
+from crossformer_mm.utils.process_end import end_without_finalizing
+from crossformer_mm.utils.process_failure import reason_for_launcher
 
 
 def parse_args() -> argparse.Namespace:
@@ -46,6 +46,7 @@ def apply_options(cfg: Config, args: argparse.Namespace) -> None:
     """Write what the options say into the config."""
     check_file(args.checkpoint, "checkpoint")
     cfg.load_from = args.checkpoint
+    cfg.resume = False  # a resumed training has dumped the config with True
     if not isinstance(cfg.test_evaluator, (list, tuple)):
         cfg.test_evaluator = [cfg.test_evaluator]
     if args.eval is not None:

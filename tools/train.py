@@ -9,9 +9,8 @@ import argparse
 
 from mmengine.config import Config
 
-from crossformer_mm.full_disk import full_disk_in_one_line
-from crossformer_mm.interruption import interruption_in_one_line
-from crossformer_mm.launch import (
+from crossformer_mm.engine.hooks.loss_check import InvalidLossError
+from crossformer_mm.engine.launch import (
     add_common_arguments,
     build_runner,
     check_amp,
@@ -21,11 +20,12 @@ from crossformer_mm.launch import (
     load_config,
     require,
 )
-from crossformer_mm.loss_check import InvalidLossError
-from crossformer_mm.process_end import end_without_finalizing
-from crossformer_mm.process_failure import reason_for_launcher
-from crossformer_mm.resume import find_checkpoint_to_resume
-from crossformer_mm.safe_load import CheckpointError
+from crossformer_mm.engine.resume import find_checkpoint_to_resume
+from crossformer_mm.utils.errors import CheckpointError
+from crossformer_mm.utils.full_disk import full_disk_in_one_line
+from crossformer_mm.utils.interruption import interruption_in_one_line
+from crossformer_mm.utils.process_end import end_without_finalizing
+from crossformer_mm.utils.process_failure import reason_for_launcher
 
 ADVICE = "--resume goes on from the last checkpoint"
 
@@ -62,13 +62,14 @@ def apply_options(cfg: Config, args: argparse.Namespace) -> None:
         require(cfg, ("auto_scale_lr",), "--auto-scale-lr")
         cfg.auto_scale_lr.enable = True
     if args.resume is not None:
-        cfg.load_from = args.resume
+        found = args.resume
         if args.resume == "auto":
             found = find_checkpoint_to_resume(cfg.work_dir)
-            cfg.load_from = None if found is None else str(found)
             print(f"Resuming from {found}" if found else f"Nothing to resume in {cfg.work_dir}")
-        check_file(cfg.load_from, "--resume")
-        cfg.resume = cfg.load_from is not None
+        cfg.resume = found is not None
+        if cfg.resume:
+            cfg.load_from = str(found)
+            check_file(cfg.load_from, "--resume")
 
 
 def main() -> None:

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import yaml
 
-from crossformer_mm.flops import DEFAULT_SHAPES, build_on_meta, measure
-from crossformer_mm.launch import load_config
+from crossformer_mm.analysis.flops import DEFAULT_SHAPES, measure
+from crossformer_mm.engine.launch import load_config
+from crossformer_mm.models.build import build_on_meta
 
 ROOT = Path(__file__).resolve().parents[1]
 TASKS = ("classification", "detection", "segmentation")

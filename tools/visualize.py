@@ -7,31 +7,34 @@ features: the feature maps of the stages.
 """
 
 import argparse
+from collections.abc import Sequence
+from pathlib import Path
 
-from crossformer_mm.launch import (
+from matplotlib.figure import Figure
+
+from crossformer_mm.engine.launch import (
     add_cfg_options,
     check_device,
     check_file,
     errors_in_one_line,
+    fail,
     load_config,
 )
-from crossformer_mm.safe_load import CheckpointError
-from crossformer_mm.visualization.backbone import RANDOM_WEIGHTS, build_backbone
-from crossformer_mm.visualization.canvas import check_png, write_png
-from crossformer_mm.visualization.errors import VisualizationError
+from crossformer_mm.models.crossformer import MIN_IMAGE_SIZE
+from crossformer_mm.utils.errors import CheckpointError
+from crossformer_mm.utils.io import replace_when_complete
+from crossformer_mm.visualization.attention import AttentionCall, Token, record
 from crossformer_mm.visualization.figures import (
     draw_attention,
     draw_bias,
     draw_features,
     draw_groups,
 )
-from crossformer_mm.visualization.groups import choose_tokens, map_sizes
-from crossformer_mm.visualization.picture import read_picture
-from crossformer_mm.visualization.recording import (
-    check_heads,
-    check_stages,
-    choose_calls,
-    record,
+from crossformer_mm.visualization.inputs import (
+    RANDOM_WEIGHTS,
+    InputError,
+    build_backbone,
+    read_image,
 )
 
 KINDS = ("groups", "attention", "dpb", "features")
@@ -78,37 +81,98 @@ def parse_args() -> argparse.Namespace:
 
 def visualize(args: argparse.Namespace) -> None:
     """Draw what the command line asks for."""
-    out = check_png(args.out)
+    if Path(args.out).suffix.lower() != ".png":
+        fail(f"--out {args.out} must end with .png")
+    if args.shape and min(args.shape) < MIN_IMAGE_SIZE:
+        fail(f"--shape {args.shape[0]} {args.shape[1]}: give at least {MIN_IMAGE_SIZE} for each")
+    check_file(args.image, "image")
     check_file(args.checkpoint, "--checkpoint")
     device = check_device(args.device)
     cfg = load_config(args.config, args.cfg_options)
     backbone, weights = build_backbone(cfg, args.checkpoint)
-    stages = check_stages(backbone, args.stage)
-    pixels, inputs = read_picture(args.image, cfg, args.shape)
-    tokens = choose_tokens(map_sizes(*pixels.shape[:2]), stages, args.token)
+    stages = choose_stages(args.stage, backbone.out_indices[-1])
+    pixels, inputs = read_image(args.image, cfg, args.shape)
+    height, width = pixels.shape[:2]
+    sizes = [(-(-height // stride), -(-width // stride)) for stride in (4, 8, 16, 32)]
+    tokens = choose_tokens(sizes, stages, args.token)
     if args.kind == "groups":
-        figure = draw_groups(pixels, backbone, tokens)
-    else:
-        if weights == RANDOM_WEIGHTS:
-            print("No --checkpoint was given: the weights are random")
+        write_png(draw_groups(pixels, backbone, sizes, tokens), Path(args.out))
+        return
+    if weights == RANDOM_WEIGHTS:
+        print("No --checkpoint was given: the weights are random")
+    try:
         calls, stage_maps = record(backbone.to(device), inputs.to(device))
-        if args.kind == "features":
-            figure = draw_features(pixels, stage_maps, stages, weights)
+    except ValueError as error:  # too few channels or pixels
+        fail(f"image {args.image}: {error}")
+    if args.kind == "features":
+        figure = draw_features(pixels, stage_maps, stages, weights)
+    else:
+        calls = choose_calls(calls, stages, args.block, args.head)
+        if args.kind == "attention":
+            figure = draw_attention(pixels, calls, tokens, args.head, weights)
         else:
-            calls = choose_calls(calls, stages, args.block)
-            check_heads(calls, args.head)
-            if args.kind == "attention":
-                figure = draw_attention(pixels, calls, tokens, args.head, weights)
-            else:
-                figure = draw_bias(calls, args.head, weights)
-    write_png(figure, out)
+            figure = draw_bias(calls, args.head, weights)
+    write_png(figure, Path(args.out))
+
+
+def choose_stages(stages: Sequence[int] | None, last: int) -> list[int]:
+    """Return the chosen stages in rising order, or all that run if none is chosen."""
+    for stage in stages or ():
+        if not 0 <= stage <= last:
+            fail(f"--stage {stage}: this backbone runs stages 0 to {last}")
+    return sorted(set(stages or range(last + 1)))
+
+
+def choose_tokens(
+    sizes: Sequence[tuple[int, int]], stages: Sequence[int], token: Sequence[int] | None
+) -> dict[int, Token]:
+    """Find the token of each chosen stage that covers one place of the image."""
+    height, width = sizes[stages[0]]
+    row, column = token or (height // 2, width // 2)
+    if not (0 <= row < height and 0 <= column < width):
+        fail(
+            f"--token {row} {column}: the map of stage {stages[0]} has rows 0 to {height - 1} "
+            f"and columns 0 to {width - 1}"
+        )
+    shifts = {stage: stage - stages[0] for stage in stages}
+    return {stage: (row >> shift, column >> shift) for stage, shift in shifts.items()}
+
+
+def choose_calls(
+    calls: Sequence[AttentionCall],
+    stages: Sequence[int],
+    block: int | None,
+    heads: Sequence[int] | None,
+) -> list[AttentionCall]:
+    """Take the calls of some stages: of one block, or of the last two (one SDA, one LDA)."""
+    chosen = []
+    for stage in stages:
+        own = [call for call in calls if call.stage == stage]
+        if block is not None and not 0 <= block < len(own):
+            fail(f"--block {block}: stage {stage} has blocks 0 to {len(own) - 1}")
+        chosen += own[-2:] if block is None else [own[block]]
+    most = max(call.layer.num_heads for call in chosen)
+    for head in heads or ():
+        if not 0 <= head < most:
+            fail(f"--head {head}: the chosen blocks have heads 0 to {most - 1}")
+    return chosen
+
+
+def write_png(figure: Figure, out: Path) -> None:
+    """Write a figure; the folder is made if need be, and an older file replaced."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with replace_when_complete(out) as temporary:
+            figure.savefig(temporary, format="png")
+    except OSError as error:
+        fail(f"--out {out} cannot be written: {error.strerror}")
     print(f"Wrote {out}")
 
 
 def main() -> None:
     """Draw, or say in one line why not."""
     args = parse_args()
-    with errors_in_one_line(CheckpointError, VisualizationError):
+    with errors_in_one_line(CheckpointError, InputError):
         visualize(args)
 
 

@@ -11,7 +11,7 @@ import sys
 def end_if_interrupted() -> None:
     """From now on Ctrl-C ends the program with exit status 130; of several processes one says so.
 
-    ``crossformer_mm/interruption.py`` takes over once there is something to clear away.
+    ``crossformer_mm/utils/interruption.py`` takes over once there is something to clear away.
     """
     signal.signal(signal.SIGINT, _end)
 

@@ -1,1 +1,1 @@
-"""Pictures of what happens inside a backbone, and of training runs: see ``tools/visualize.py``."""
+"""Pictures of what happens inside a backbone; see ``tools/visualize.py``."""

@@ -1,62 +1,58 @@
-"""The figures of ``tools/visualize.py``: groups, attention, position bias and feature maps."""
+"""Draw groups, attention, position bias and feature maps with matplotlib."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch.nn.functional as F
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from mmengine.visualization import Visualizer
 from torch import Tensor
 
 from crossformer_mm.models import CrossFormer
-from crossformer_mm.models.grouping import GroupPlan
-from crossformer_mm.visualization.attention_map import attention_of_token, bias_table
-from crossformer_mm.visualization.canvas import (
-    blank,
-    label_row,
-    make_grid,
-    mark_token,
-    paint_tokens,
-    panel_size,
-    show_image,
+from crossformer_mm.visualization.attention import (
+    AttentionCall,
+    Token,
+    attention_of_token,
+    bias_table,
+    group_of_token,
+    plans_of_stage,
 )
-from crossformer_mm.visualization.feature_map import channel_mean, principal_colours
-from crossformer_mm.visualization.groups import Token, group_mask, map_sizes, plans_of_stage
-from crossformer_mm.visualization.recording import AttentionCall
 
-GROUP_COLOUR = (0.84, 0.1, 0.11)
 HEADS_SHOWN = 6
-TICK_SIZE = 8
+STRONGEST_CHANNELS = 9
+GROUP_COLOUR = (0.84, 0.1, 0.11)
 
 
-def draw_groups(pixels: np.ndarray, backbone: CrossFormer, tokens: Mapping[int, Token]) -> Figure:
+def draw_groups(
+    pixels: np.ndarray,
+    backbone: CrossFormer,
+    sizes: Sequence[tuple[int, int]],
+    tokens: Mapping[int, Token],
+) -> Figure:
     """Draw which tokens share a group with one: a row per stage, a column per rule.
 
     Args:
-        pixels: (H, W, 3) of uint8.
+        pixels: The image, (H, W, 3) of uint8, RGB.
         backbone: For its group sizes and intervals.
+        sizes: Height and width of every stage's map, in tokens.
         tokens: The chosen token of each stage to show.
     """
-    height, width = pixels.shape[:2]
     own_rule = backbone.layers[0].blocks[0].lda_mode
     title = f"Tokens in one group with the ringed one; this config's LDA: {own_rule}"
-    figure, panels = make_grid(len(tokens), 4, panel_size(height, width, 2.6), title)
-    sizes = map_sizes(height, width)
+    figure, panels = _make_panels(len(tokens), 4, pixels.shape, title)
     for (stage, token), row in zip(tokens.items(), panels, strict=True):
+        row[0].set_ylabel(f"stage {stage}")
         plans = plans_of_stage(backbone, stage, sizes[stage])
-        label_row(row[0], f"stage {stage}")
         for axes, (rule, plan) in zip(row, plans.items(), strict=True):
-            mask = group_mask(plan, token).numpy()
-            colours = np.broadcast_to(GROUP_COLOUR, (*mask.shape, 3))
-            painted = paint_tokens(pixels, stage, colours, 0.8 * mask)
-            show_image(axes, painted, f"{rule}\n{_describe_group(plan, int(mask.sum()))}")
-            mark_token(axes, token, stage)
+            group = group_of_token(plan, token).numpy()
+            colours = np.broadcast_to(GROUP_COLOUR, (*group.shape, 3))
+            _show_tokens(axes, pixels, stage, colours, 0.8 * group, token)
+            distance = "adjacent" if plan.interval == 1 else f"{plan.interval} apart"
+            axes.set_title(f"{rule}\n{group.sum()} tokens, {distance}", fontsize=10)
     return figure
-
-
-def _describe_group(plan: GroupPlan, tokens: int) -> str:
-    distance = "adjacent" if plan.interval == 1 else f"{plan.interval} apart"
-    return f"{tokens} tokens, {distance}"
 
 
 def draw_attention(
@@ -69,28 +65,26 @@ def draw_attention(
     """Draw the attention of one token: a row per block, a column per head.
 
     Args:
-        pixels: (H, W, 3) of uint8.
+        pixels: The image, (H, W, 3) of uint8, RGB.
         calls: The recorded calls of the blocks to show.
         tokens: The chosen token of each stage.
         heads: Heads to show. None: the first six.
         weights: Where the backbone's weights are from.
     """
-    shown = [heads_of(call, heads) for call in calls]
+    shown = [_heads_of(call, heads) for call in calls]
     title = f"Attention of the ringed token ({weights}); each panel from 0 (black) to its maximum"
-    size = panel_size(*pixels.shape[:2], 2.6)
-    figure, panels = make_grid(len(calls), max(map(len, shown)), size, title)
+    figure, panels = _make_panels(len(calls), max(map(len, shown)), pixels.shape, title)
     for call, chosen, row in zip(calls, shown, panels, strict=True):
         token = tokens[call.stage]
         attention = attention_of_token(call, token).numpy()
-        in_group = group_mask(call.plan, token).numpy()
-        label_row(row[0], describe_call(call))
+        group = group_of_token(call.plan, token).numpy()
+        row[0].set_ylabel(_describe(call))
         for axes, head in zip(row, chosen, strict=False):
-            strength = attention[head] / attention[head].max()
-            colours = colormaps["inferno"](strength)[..., :3]
-            painted = paint_tokens(pixels, call.stage, colours, 0.88 * in_group)
-            show_image(axes, painted, f"head {head}, maximum {attention[head].max():.3f}")
-            mark_token(axes, token, call.stage)
-        blank(row[len(chosen) :])
+            maximum = attention[head].max()
+            colours = colormaps["inferno"](attention[head] / maximum)[..., :3]
+            _show_tokens(axes, pixels, call.stage, colours, 0.88 * group, token)
+            axes.set_title(f"head {head}, maximum {maximum:.3f}", fontsize=10)
+        _leave_empty(row[len(chosen) :])
     return figure
 
 
@@ -102,71 +96,116 @@ def draw_bias(calls: Sequence[AttentionCall], heads: Sequence[int] | None, weigh
         heads: Heads to show. None: the first six.
         weights: Where the backbone's weights are from.
     """
-    shown = [heads_of(call, heads) for call in calls]
+    shown = [_heads_of(call, heads) for call in calls]
     title = f"Position bias by offset, query minus key, in places of the group ({weights})"
-    columns = max(2, *map(len, shown))
-    figure, panels = make_grid(len(calls), columns, (2.1, 2.1), title)
+    figure, panels = _make_panels(len(calls), max(2, *map(len, shown)), (1, 1), title)
     for call, chosen, row in zip(calls, shown, panels, strict=True):
-        table = bias_table(call).numpy()[list(chosen)]
-        limit = max(abs(table).max(), 1e-12)
-        down, across = table.shape[1] // 2 + 0.5, table.shape[2] // 2 + 0.5
-        for axes, head, values in zip(row, chosen, table, strict=False):
-            drawn = axes.imshow(
-                values,
-                cmap="RdBu_r",
-                vmin=-limit,
-                vmax=limit,
-                extent=(-across, across, down, -down),
-            )
-            axes.set_title(f"head {head}", fontsize=TICK_SIZE + 2)
-            axes.tick_params(labelsize=TICK_SIZE)
+        tables = bias_table(call).numpy()[chosen]
+        limit = abs(tables).max()
+        down, right = tables.shape[1] / 2, tables.shape[2] / 2
+        for axes, head, table in zip(row, chosen, tables, strict=False):
+            drawn = axes.imshow(table, "RdBu_r", vmin=-limit, vmax=limit)
+            drawn.set_extent((-right, right, down, -down))
+            axes.set_title(f"head {head}", fontsize=10)
+            axes.set_xlabel("offset to the right")
             for axis in (axes.xaxis, axes.yaxis):
                 axis.set_major_locator(MaxNLocator(nbins=4, integer=True))
-        row[0].set_ylabel(f"{describe_call(call)}\noffset down", fontsize=TICK_SIZE + 1)
-        bar = figure.colorbar(drawn, ax=row.tolist(), shrink=0.85, pad=0.02)
-        bar.ax.tick_params(labelsize=TICK_SIZE)
-        blank(row[len(chosen) :])
-    for axes in panels[-1]:
-        axes.set_xlabel("offset to the right", fontsize=TICK_SIZE + 1)
+        row[0].set_ylabel(f"{_describe(call)}\noffset down")
+        figure.colorbar(drawn, ax=row.tolist(), shrink=0.8)
+        _leave_empty(row[len(chosen) :])
     return figure
 
 
 def draw_features(
     pixels: np.ndarray, stage_maps: Sequence[Tensor], stages: Sequence[int], weights: str
 ) -> Figure:
-    """Draw the image and the output of stages: principal components, below them channel means.
+    """Draw the output of stages with mmengine's ``draw_featmap``: a row per stage.
+
+    The left column has the mean over all channels, the right one the nine channels with the
+    largest sums.
 
     Args:
-        pixels: (H, W, 3) of uint8.
+        pixels: The image, (H, W, 3) of uint8, RGB.
         stage_maps: The output of every stage, (1, h, w, C) each.
         stages: Stages to show.
         weights: Where the backbone's weights are from.
     """
-    title = f"Feature maps ({weights}); above: three principal components as red, green, blue"
-    size = panel_size(*pixels.shape[:2], 2.4)
-    figure, panels = make_grid(2, len(stages) + 1, size, title)
-    show_image(panels[0, 0], pixels, f"image, {pixels.shape[0]} x {pixels.shape[1]}")
-    blank(panels[1, :1])
-    for stage, column in zip(stages, panels[:, 1:].T, strict=True):
-        features = stage_maps[stage][0].cpu()
-        shape = " x ".join(map(str, features.shape))
-        show_image(column[0], principal_colours(features).numpy(), f"stage {stage}, {shape}")
-        show_image(column[1], channel_mean(features).numpy(), "mean of channels")
+    title = f"Feature maps ({weights})"
+    figure, panels = _make_panels(len(stages), 2, pixels.shape, title, panel_width=4.0)
+    for stage, row in zip(stages, panels, strict=True):
+        features = stage_maps[stage][0].permute(2, 0, 1).cpu()  # (C, h, w)
+        row[0].set_ylabel(f"stage {stage}\n{' x '.join(map(str, features.shape))}")
+        large = F.interpolate(features[None], pixels.shape[:2], mode="bilinear")[0]
+        row[0].imshow(Visualizer.draw_featmap(large, pixels))
+        row[0].set_title("mean of the channels", fontsize=10)
+        row[1].imshow(
+            Visualizer.draw_featmap(large, None, None, STRONGEST_CHANNELS, arrangement=(3, 3))
+        )
+        row[1].set_title("channels with the largest sums", fontsize=10)
+        for axes in row:
+            axes.set(xticks=[], yticks=[])
     return figure
 
 
-def heads_of(call: AttentionCall, heads: Sequence[int] | None) -> list[int]:
-    """Return the heads of a block to show: the chosen ones that it has, or the first six."""
-    count = call.attention.num_heads
-    return (
-        list(range(min(count, HEADS_SHOWN))) if heads is None else [h for h in heads if h < count]
+def _make_panels(
+    rows: int, columns: int, shape: Sequence[int], title: str, panel_width: float = 2.6
+) -> tuple[Figure, np.ndarray]:
+    """Make a figure and its axes, (rows, columns).
+
+    Args:
+        rows: Panels on top of each other.
+        columns: Panels side by side.
+        shape: Height and width of what a panel shows, in any unit.
+        title: Of the whole figure.
+        panel_width: In inches.
+    """
+    height, width = shape[:2]
+    # Very long images get less than the whole width or height, and the text around them its place.
+    panel_height = min(max(panel_width * height / width, 1.2), 3 * panel_width) + 0.3
+    size = (columns * panel_width, rows * panel_height + 0.4)
+    figure = Figure(figsize=size, layout="constrained")
+    figure.suptitle(title, fontsize=11, parse_math=False)
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def _show_tokens(
+    axes: Axes,
+    pixels: np.ndarray,
+    stage: int,
+    colours: np.ndarray,
+    opacity: np.ndarray,
+    token: Token,
+) -> None:
+    """Paint tokens over a pale image, colours (h, w, 3) and opacity (h, w), and ring one."""
+    height, width = pixels.shape[:2]
+    stride = 4 * 2**stage
+    axes.imshow(pixels.mean(axis=-1), "gray", vmin=-200, vmax=270)
+    right, bottom = opacity.shape[1] * stride - 0.5, opacity.shape[0] * stride - 0.5
+    axes.imshow(np.dstack([colours, opacity]), extent=(-0.5, right, bottom, -0.5))
+    # The middle of what the image has of the token.
+    y, x = (
+        (place * stride + min((place + 1) * stride, side)) / 2 - 0.5
+        for place, side in zip(token, (height, width), strict=True)
     )
+    for colour, line_width in (("black", 3.5), ("#00c8ff", 1.8)):
+        axes.plot(x, y, "o", ms=9, mfc="none", mec=colour, mew=line_width, clip_on=False)
+    axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), xticks=[], yticks=[])
 
 
-def describe_call(call: AttentionCall) -> str:
+def _leave_empty(panels: Sequence[Axes]) -> None:
+    for axes in panels:
+        axes.set_axis_off()
+
+
+def _heads_of(call: AttentionCall, heads: Sequence[int] | None) -> list[int]:
+    """The chosen heads that a block has, or the first six."""
+    count = call.layer.num_heads
+    return [h for h in heads if h < count] if heads else list(range(min(count, HEADS_SHOWN)))
+
+
+def _describe(call: AttentionCall) -> str:
     """Name a block and its groups in two lines."""
-    kind = "LDA" if call.module.long_distance else "SDA"
-    plan = call.plan
+    plan, kind = call.plan, "LDA" if call.long_distance else "SDA"
     interval = f", {plan.interval} apart" if plan.interval > 1 else ""
     return (
         f"stage {call.stage}, block {call.block}\n"

@@ -6,12 +6,11 @@ groups, as in the authors' code; this project's own attention does not spend the
 1000 boxes and 100 masks, and of a segmentor's auxiliary head only the parameters count.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
-from mmengine.config import Config
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
@@ -22,6 +21,9 @@ from crossformer_mm.models.grouping import GroupPlan
 DEFAULT_SHAPES = {"mmpretrain": (224, 224), "mmdet": (1280, 800), "mmseg": (1024, 1024)}
 NUM_BOXES = 1000
 NUM_MASKS = 100
+HEADS = ("head", "decode_head", "rpn_head", "bbox_head")
+COUNTED_PARTS = ("backbone", "neck", *HEADS, "roi_head")
+NOT_COUNTED_IN_FLOPS = "auxiliary_head"  # runs in training only
 OPERATIONS_PER_ELEMENT = {nn.LayerNorm: 2, nn.GroupNorm: 2, _BatchNorm: 2, nn.ReLU: 1}
 
 
@@ -47,40 +49,22 @@ class Complexity:
         return sum(self.flops_of.values())
 
 
-def build_model(cfg: Config) -> nn.Module:
-    """Build a config's model as mmengine's runner does, from the scope that the config names."""
-    model_cfg = cfg.model.copy()
-    if "data_preprocessor" in cfg:
-        model_cfg.setdefault("data_preprocessor", cfg.data_preprocessor)
-    with MODELS.switch_scope_and_registry(cfg.get("default_scope")) as registry:
-        return registry.build(model_cfg)
-
-
-def build_on_meta(cfg: Config) -> nn.Module:
-    """Build a config's model without memory for its weights, in evaluation mode.
-
-    Models that compute with numbers from tensors while they are built, as Swin does, take memory
-    until they are built.
-    """
-    try:
-        with torch.device("meta"):
-            model = build_model(cfg)
-    except RuntimeError:
-        model = build_model(cfg).to("meta")
-    model.eval()  # mmdet's Swin returns None here
-    return model
-
-
-def measure(model: nn.Module, shape: Sequence[int]) -> Complexity:
+def measure(model: nn.Module, shape: Sequence[int], channels: int = 3) -> Complexity:
     """Count the parameters of a model, and its multiply-adds for one image.
 
     Args:
         model: A classifier, detector or segmentor on the meta device.
         shape: Height and width of the image, in pixels.
+        channels: Channels of the image.
+
+    Raises:
+        ValueError: If the model has parts that cannot be counted, such as DETR's transformer; the
+            message names them.
     """
     params_of = {name: _count_parameters(part) for name, part in _named_parts(model)}
+    _refuse(model, set(params_of) - {*COUNTED_PARTS, NOT_COUNTED_IN_FLOPS})
     complexity = Complexity(params_of)
-    image = torch.empty(1, 3, *shape, device="meta")
+    image = torch.empty(1, channels, *shape, device="meta")
     with torch.no_grad(), OperationCounter(model) as counter:
 
         def run(name: str, function: Callable, *inputs: object) -> object:
@@ -92,12 +76,36 @@ def measure(model: nn.Module, shape: Sequence[int]) -> Complexity:
         complexity.padding = counter.padding
         if _has(model, "neck"):
             maps = run("neck", model.neck, maps)
-        for name in ("head", "decode_head", "rpn_head", "bbox_head"):
+        for name in HEADS:
             if _has(model, name):
-                run(name, getattr(model, name), maps)
+                with _refusing(model, name):
+                    run(name, getattr(model, name), maps)
         if _has(model, "roi_head"):
-            run("roi_head", _run_roi_head, model.roi_head)
+            parts = {f"roi_head.{name}" for name, _ in _named_parts(model.roi_head)}
+            _refuse(model, parts - {"roi_head.bbox_head", "roi_head.mask_head"})
+            with _refusing(model, "roi_head"):
+                run("roi_head", _run_roi_head, model.roi_head)
     return complexity
+
+
+def _refuse(model: nn.Module, names: Collection[str], reason: str = "") -> None:
+    """Raise an error that names the parts of a model that cannot be counted, if there are any."""
+    if names:
+        parts = [(name, model.get_submodule(name)) for name in sorted(names)]
+        sizes = [f"{n} ({type(p).__name__}, {_count_parameters(p) / 1e6:.2f} M)" for n, p in parts]
+        raise ValueError(
+            f"the FLOPs of {type(model).__name__} cannot be counted, for these parts do not run on "
+            f"feature maps alone: {', '.join(sizes)}{reason}"
+        )
+
+
+@contextmanager
+def _refusing(model: nn.Module, name: str) -> Iterator[None]:
+    """Refuse a part that needs more than feature maps, as the heads of Mask2Former do."""
+    try:
+        yield
+    except Exception as error:
+        _refuse(model, [name], f": {str(error).splitlines()[0] if str(error) else error!r}")
 
 
 def _has(module: nn.Module, name: str) -> bool:
@@ -146,7 +154,7 @@ class OperationCounter(FlopCounterMode):
         self._taken = 0
         for module in model.modules():
             if isinstance(module, GroupedAttention):
-                module.attention_path = "plain"
+                module.attn_backend = "eager"
                 module.register_forward_pre_hook(self._note_padding)
             for kind, operations in OPERATIONS_PER_ELEMENT.items():
                 if isinstance(module, kind):

@@ -1,0 +1,203 @@
+"""Time and peak memory of several variants of a model, side by side."""
+
+import ctypes
+import gc
+import json
+import logging
+import multiprocessing
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.utils.dl_utils import collect_env
+from torch.utils.benchmark import Measurement, Timer
+
+from crossformer_mm.analysis.variants import Case, Step, Variant
+from crossformer_mm.models.crossformer import MIN_IMAGE_SIZE
+from crossformer_mm.utils.io import replace_when_complete
+
+BASELINE = "eager"
+ROUND_SECONDS = 0.05  # a faster step runs several times in a round
+MEGABYTE = 2**20
+
+
+@dataclass
+class Result:
+    """What was measured of one variant in a case.
+
+    Args:
+        rounds: One measurement per round; fewer if it failed.
+        ratios: For every round, the time of the eager backend run in the same way divided by this
+            variant's: 2 is twice as fast.
+        peak_mb: Peak memory of a step above what is held between steps, in MB (2^20 bytes).
+        problem: Why something is missing.
+    """
+
+    case: Case
+    variant: Variant
+    rounds: list[Measurement] = field(default_factory=list)
+    ratios: list[float] = field(default_factory=list)
+    peak_mb: float | None = None
+    problem: str | None = None
+
+    def as_dict(self) -> dict:
+        """All of it for JSON; of ``ms`` and ``ratio_to_eager`` quartiles, the median second."""
+        times = [1e3 * t for merged in Measurement.merge(self.rounds) for t in merged.times]
+        return {
+            "case": str(self.case),
+            "variant": self.variant.name,
+            "run": self.variant.run,
+            "ms": _quartiles(times),
+            "images_per_s": self.case.batch / float(np.median(times)) * 1e3 if times else None,
+            "ratio_to_eager": _quartiles(self.ratios),
+            "peak_mb": self.peak_mb,
+            "problem": self.problem,
+            "rounds_ms": [1e3 * measurement.median for measurement in self.rounds],
+        }
+
+
+def measure(case: Case, with_memory: bool = True) -> list[Result]:
+    """Measure the memory of every variant, then time them in turn.
+
+    A variant that fails does not stop the others; its result says why.
+
+    Args:
+        case: What to measure.
+        with_memory: Whether to measure memory too; on a CPU it takes a process per variant, and
+            what is compiled is left out.
+    """
+    torch.set_num_threads(case.threads)
+    results = {variant: Result(case, variant) for variant in case.variants}
+    steps: dict[Variant, Step] = {}
+    for variant, result in results.items():
+        try:
+            if with_memory and case.device == "cpu" and variant.run == "eager":
+                result.peak_mb = peak_in_child(case, variant)
+            steps[variant] = Step(case, variant)
+            steps[variant]()  # what happens once, such as compiling, is not timed
+            if with_memory and case.device == "cuda":
+                result.peak_mb = peak_on_gpu(steps[variant])
+        except Exception as error:
+            result.problem = describe_error(error)
+            steps.pop(variant, None)
+    time_in_rounds(steps, results, case.repeat)
+    for variant, result in results.items():
+        baseline = results.get(Variant(BASELINE, variant.run))
+        if baseline is not None:
+            pairs = zip(baseline.rounds, result.rounds, strict=False)
+            result.ratios = [eager.median / own.median for eager, own in pairs]
+    steps.clear()
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.compiler.reset()
+    return list(results.values())
+
+
+def time_in_rounds(
+    steps: Mapping[Variant, Callable[[], object]], results: Mapping[Variant, Result], repeat: int
+) -> None:
+    """Time every step once before any is timed again, and put the measurements into the results.
+
+    What disturbs the machine for a while then disturbs all alike. PyTorch's ``Timer`` runs a step
+    untimed before each measurement, and waits for the GPU.
+    """
+    threads = torch.get_num_threads()
+    timers = {
+        v: Timer("step()", globals={"step": s}, num_threads=threads) for v, s in steps.items()
+    }
+    for _ in range(repeat):
+        for variant in list(timers):
+            try:
+                measurement = timers[variant].blocked_autorange(min_run_time=ROUND_SECONDS)
+                results[variant].rounds.append(measurement)
+            except Exception as error:
+                results[variant].problem = describe_error(error)
+                del timers[variant]
+
+
+def peak_on_gpu(step: Step) -> float:
+    """Megabytes that a step allocates on the GPU at its peak."""
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    step()
+    return (torch.cuda.max_memory_allocated() - before) / MEGABYTE
+
+
+def peak_in_child(case: Case, variant: Variant) -> float:
+    """Megabytes by which a step raises the largest resident size of a fresh process.
+
+    Raises:
+        RuntimeError: If the process was killed.
+    """
+    # A child of this process would begin with its peak; one of the small fork server does not.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        try:
+            return pool.submit(_growth, case, variant).result()
+        except BrokenProcessPool as error:
+            reason = "the process that measures memory was killed, perhaps for its memory"
+            raise RuntimeError(f"{reason}; --no-memory does without it") from error
+
+
+def _growth(case: Case, variant: Variant) -> float:
+    import resource  # not on Windows
+
+    logging.disable(logging.INFO)
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):  # glibc: give blocks of 64 KB and more back once they are freed
+        libc.mallopt(-3, 2**16)
+    torch.set_num_threads(case.threads)
+    step = Step(case, variant)
+    step(step.make_inputs((MIN_IMAGE_SIZE, MIN_IMAGE_SIZE), 1))  # loads code, which counts too
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step()
+    growth = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    return growth * (1 if sys.platform == "darwin" else 1024) / MEGABYTE
+
+
+def describe_error(error: BaseException) -> str:
+    """An error's kind and the first line of its message."""
+    return f"{type(error).__name__}: {error}".splitlines()[0][:300]
+
+
+def _quartiles(values: Sequence[float]) -> list[float] | None:
+    return np.percentile(values, (25, 50, 75)).tolist() if values else None
+
+
+def format_table(results: Sequence[Result]) -> str:
+    """The results of one case as aligned columns below its name, then what failed."""
+    width = max(len(name) for name in ("variant", *(result.variant.name for result in results)))
+    row = f"{{:<{width}}} {{:<7}} {{:>10}} {{:>19}} {{:>9}} {{:>9}} {{:>13}} {{:>8}}".format
+    names = "variant,run,median ms,quartiles,images/s,vs eager,quartiles,peak MB"
+    lines = [str(results[0].case), row(*names.split(","))]
+    for result in results:
+        found = result.as_dict()
+        speed, peak = (_number(found[key]) for key in ("images_per_s", "peak_mb"))
+        cells = (*_cells(found["ms"]), speed, *_cells(found["ratio_to_eager"]), peak)
+        lines.append(row(*result.variant, *cells))
+    failed = [result for result in results if result.problem]
+    return "\n".join(lines + [f"{r.variant.name} ({r.variant.run}): {r.problem}" for r in failed])
+
+
+def _cells(quartiles: Sequence[float] | None) -> tuple[str, str]:
+    if quartiles is None:
+        return "-", "-"
+    low, median, high = map(_number, quartiles)
+    return median, f"{low} - {high}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def write_report(folder: Path, results: Sequence[Result]) -> None:
+    """Write ``benchmark.json``: results and environment, in place of an older file."""
+    report = dict(env=collect_env(), results=[result.as_dict() for result in results])
+    with replace_when_complete(folder / "benchmark.json") as temporary:
+        temporary.write_text(json.dumps(report, indent=1, default=str) + "\n")

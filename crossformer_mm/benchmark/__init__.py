@@ -1,1 +1,0 @@
-"""Speed and memory of the models: what ``tools/benchmark.py`` measures, and how."""

@@ -1,1 +1,0 @@
-"""Try a model on images and videos: what ``tools/demo.py`` does."""

@@ -1,1 +1,0 @@
-"""Models as ONNX files, and backbones as programs of torch.export."""

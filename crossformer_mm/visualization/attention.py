@@ -1,0 +1,106 @@
+"""Which tokens share a group, how much they attend to each other, and the bias between them."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from crossformer_mm.models import CrossFormer
+from crossformer_mm.models.attention import GroupedAttention
+from crossformer_mm.models.grouping import LDA_MODES, GroupPlan, partition, plan_groups
+
+Token = tuple[int, int]  # row and column on a stage's map
+
+
+class AttentionCall(NamedTuple):
+    """One call of an attention layer: the tokens ``x`` (1, H, W, C) that it got, and the groups."""
+
+    stage: int
+    block: int
+    long_distance: bool
+    layer: GroupedAttention
+    x: Tensor
+    plan: GroupPlan
+
+
+class Recording(NamedTuple):
+    """All attention calls in order, and the output of each stage that ran, (1, H, W, C)."""
+
+    calls: list[AttentionCall]
+    stage_maps: list[Tensor]
+
+
+@torch.no_grad()
+def record(backbone: CrossFormer, image: Tensor) -> Recording:
+    """Run the backbone on an image (1, C, H, W); forward hooks note what happens inside."""
+    calls: list[AttentionCall] = []
+    stage_maps: list[Tensor] = []
+
+    def note_call(stage: int, index: int, long_distance: bool) -> Callable:
+        def hook(layer: GroupedAttention, inputs: tuple[Tensor, GroupPlan]) -> None:
+            calls.append(AttentionCall(stage, index, long_distance, layer, *inputs))
+
+        return hook
+
+    handles = []
+    for number, stage in enumerate(backbone.layers):
+        handles.append(stage.register_forward_hook(lambda *args: stage_maps.append(args[-1])))
+        for index, block in enumerate(stage.blocks):
+            hook = note_call(number, index, block.long_distance)
+            handles.append(block.attn.register_forward_pre_hook(hook))
+    try:
+        backbone(image)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return Recording(calls, stage_maps)
+
+
+def plans_of_stage(backbone: CrossFormer, stage: int, size: Token) -> dict[str, GroupPlan]:
+    """Plan the groups on a map of ``size`` tokens under each rule: ``'SDA'``, ``'LDA <mode>'``.
+
+    Group size and interval are those of the stage's last block.
+    """
+    block = backbone.layers[stage].blocks[-1]
+    rule = (*size, block.group_size, block.interval)
+    plans = {"SDA": plan_groups(*rule, block.lda_mode, long_distance=False)}
+    for mode in LDA_MODES:
+        plans[f"LDA {mode}"] = plan_groups(*rule, mode, long_distance=True)
+    return plans
+
+
+def group_of_token(plan: GroupPlan, token: Token) -> Tensor:
+    """Mark the tokens that share a group with one: (H, W) of bool."""
+    numbers = torch.arange(1, plan.height * plan.width + 1).view(1, plan.height, plan.width, 1)
+    groups = partition(numbers, plan)[0, ..., 0]  # (groups, tokens), 0 where it is padding
+    own = (groups == token[0] * plan.width + token[1] + 1).any(dim=1)
+    return torch.isin(numbers[0, ..., 0], groups[own])
+
+
+@torch.no_grad()
+def attention_of_token(call: AttentionCall, token: Token) -> Tensor:
+    """Compute how much a token attends to every token of the map, by the formula of attention.
+
+    Returns:
+        (heads, H, W); each head sums to one, and is zero outside of the token's group.
+    """
+    plan, layer, (row, column) = call.plan, call.layer, token
+    rows, columns = group_of_token(plan, token).to(call.x.device).nonzero(as_tuple=True)
+    qkv = layer.qkv(call.x[0]).unflatten(-1, (3, layer.num_heads, -1))
+    query, keys = qkv[row, column, 0], qkv[rows, columns, 1]  # (heads, d), (tokens, heads, d)
+    # Query minus key, in places of the group.
+    down, right = (row - rows) // plan.interval, (column - columns) // plan.interval
+    table = layer.pos(plan.group_height, plan.group_width)
+    bias = table[down + plan.group_height - 1, right + plan.group_width - 1]  # (tokens, heads)
+    logits = (keys * query).sum(dim=-1) * query.shape[-1] ** -0.5 + bias
+    attention = call.x.new_zeros(layer.num_heads, plan.height, plan.width)
+    attention[:, rows, columns] = logits.softmax(dim=0).T
+    return attention.cpu()
+
+
+@torch.no_grad()
+def bias_table(call: AttentionCall) -> Tensor:
+    """Compute the bias of every offset, query minus key: (heads, 2 * rows - 1, 2 * columns - 1)."""
+    table = call.layer.pos(call.plan.group_height, call.plan.group_width)
+    return table.permute(2, 0, 1).cpu()
