@@ -15,16 +15,16 @@ __all__ = ["__version__"]
 
 # The doctor has to start where what the rest needs is missing.
 if "crossformer_mm.doctor" not in sys.orig_argv:
-    from crossformer_mm.requirements import check_installed
+    from crossformer_mm.utils.requirements import check_installed
 
     check_installed()
 
-    from crossformer_mm.checkpoint_loading import use_safe_loader
-    from crossformer_mm.import_hooks import when_imported
-    from crossformer_mm.layer_decay import CrossFormerLayerDecayConstructor
-    from crossformer_mm.model_hub import register_classifiers
+    from crossformer_mm.checkpoints.loader import use_safe_loader
+    from crossformer_mm.datasets.transforms import CheckSegLabels
+    from crossformer_mm.engine.layer_decay import CrossFormerLayerDecayConstructor
     from crossformer_mm.models import CrossFormer
-    from crossformer_mm.transforms import CheckSegLabels
+    from crossformer_mm.registry import register_classifiers
+    from crossformer_mm.utils.import_hooks import when_imported
 
     __all__ += [
         "CheckSegLabels",
@@ -34,4 +34,6 @@ if "crossformer_mm.doctor" not in sys.orig_argv:
     register_classifiers()
     use_safe_loader()
     # Hooks import OpenCV, which the backbone does not need.
-    when_imported("mmengine.hooks", lambda _: import_module("crossformer_mm.loss_check"))
+    when_imported(
+        "mmengine.hooks", lambda _: import_module("crossformer_mm.engine.hooks.loss_check")
+    )

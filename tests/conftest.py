@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
-CPU_PATHS = ("sdpa", "plain")  # of attention; the fused one is compared in test_fused_attention.py
+CPU_BACKENDS = ("sdpa", "chunked", "eager")  # "triton" is compared in test_triton.py
 SMALL_ARCH = dict(
     embed_dims=16, depths=(1, 1, 2, 1), num_heads=(1, 2, 4, 8), group_size=4, interval=(8, 4, 2, 1)
 )
@@ -51,7 +51,7 @@ def forget_mmengines_instances():
 @pytest.fixture(scope="session")
 def toy_coco(tmp_path_factory) -> Path:
     """A COCO data set of 16 + 11 tiny images."""
-    from crossformer_mm.toy.coco import write_coco
+    from crossformer_mm.datasets.toy.coco import write_coco
 
     out = tmp_path_factory.mktemp("toy") / "coco"
     write_coco(out, train=16, val=11, size=(128, 96), seed=3, report=lambda line: None)
@@ -80,8 +80,8 @@ def run_tool():
 @pytest.fixture(scope="session")
 def toy_data_roots(tmp_path_factory, toy_coco) -> dict[str, Path]:
     """A tiny data set for each task."""
-    from crossformer_mm.toy.ade import write_ade
-    from crossformer_mm.toy.imagenet import write_imagenet
+    from crossformer_mm.datasets.toy.ade import write_ade
+    from crossformer_mm.datasets.toy.imagenet import write_imagenet
 
     root = tmp_path_factory.mktemp("toys")
     silent = dict(seed=3, report=lambda line: None)
@@ -93,8 +93,9 @@ def toy_data_roots(tmp_path_factory, toy_coco) -> dict[str, Path]:
 @cache
 def complexity_of(config: Path):
     """Parameters and FLOPs of a config's model at the default image size of its task."""
-    from crossformer_mm.flops import DEFAULT_SHAPES, build_on_meta, measure
-    from crossformer_mm.launch import load_config
+    from crossformer_mm.analysis.flops import DEFAULT_SHAPES, measure
+    from crossformer_mm.engine.launch import load_config
+    from crossformer_mm.models.build import build_on_meta
 
     cfg = load_config(str(config))
     return measure(build_on_meta(cfg), DEFAULT_SHAPES[cfg.default_scope])

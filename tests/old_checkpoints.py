@@ -219,7 +219,7 @@ def yacs_config():
             del sys.modules[name]
 
 
-def save_classifier(path: Path, weights: dict[str, Tensor], zipped: bool = True) -> None:
+def save_classifier(path: Path, weights: dict[str, Tensor]) -> None:
     """Write what the authors' classification code saves, optimizer included."""
     parameters = [nn.Parameter(value.clone()) for value in list(weights.values())[:3]]
     optimizer = torch.optim.AdamW(parameters)
@@ -235,7 +235,7 @@ def save_classifier(path: Path, weights: dict[str, Tensor], zipped: bool = True)
             "epoch": 299,
             "config": config,
         }
-        torch.save(content, path, _use_new_zipfile_serialization=zipped)
+        torch.save(content, path)
 
 
 def save_dense(path: Path, weights: dict[str, Tensor], classes: int) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import CONFIGS, ROOT, tool_main
 
-from crossformer_mm.runner import DataError
+from crossformer_mm.engine.runner import DataError
 
 TRAIN = ROOT / "tools/train.py"
 CLASSIFY = CONFIGS / "classification/crossformer-nano_toy-imagenet.py"

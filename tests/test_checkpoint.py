@@ -24,10 +24,11 @@ from mmengine.optim import OneCycleParamScheduler
 from mmengine.registry import PARAM_SCHEDULERS
 
 from crossformer_mm import CrossFormer
-from crossformer_mm.checkpoint_sources import find_file
-from crossformer_mm.launch import check_file
-from crossformer_mm.resume import find_checkpoint_to_resume
-from crossformer_mm.safe_load import CheckpointError, UnsafeCheckpointError, load_file
+from crossformer_mm.checkpoints.reader import load_file
+from crossformer_mm.checkpoints.sources import find_file
+from crossformer_mm.engine.launch import check_file
+from crossformer_mm.engine.resume import find_checkpoint_to_resume
+from crossformer_mm.utils.errors import CheckpointError, UnsafeCheckpointError
 
 pytestmark = pytest.mark.families
 
@@ -67,7 +68,9 @@ def test_checkpoints_of_every_layout_load(tmp_path, prefix, key):
 
 def test_the_authors_own_file_loads_and_the_log_says_what_was_dropped(monkeypatch, tmp_path):
     said = []
-    monkeypatch.setattr("crossformer_mm.checkpoint.print_log", lambda line, **kw: said.append(line))
+    monkeypatch.setattr(
+        "crossformer_mm.models.state_dict.print_log", lambda line, **kw: said.append(line)
+    )
     weights = old.classifier_weights(SMALL_ARCH, classes=3)
     old.save_classifier(tmp_path / "w.pth", {**weights, **old.v1_buffers(weights)})
     backbone = pretrained(tmp_path / "w.pth")
@@ -75,7 +78,7 @@ def test_the_authors_own_file_loads_and_the_log_says_what_was_dropped(monkeypatc
     assert all(torch.equal(value, weights[name]) for name, value in own.items())
     assert said == [
         f"Backbone: all {len(own)} weights match those in {tmp_path / 'w.pth'}; dropped by rule: "
-        "5 biases, 5 relative_position_index, 2 classifier, 2 final norm"
+        "2 classifier, 2 final norm"
     ]
 
 
@@ -253,8 +256,11 @@ INSTRUCTIONS = {
         lambda t: name("torch", "UntypedStorage") + b"(" + number(1 << 40) + b"tR",
         r"names torch\.UntypedStorage",
     ),
-    "a call of a type": (lambda t: name("torch", "float32") + b")R", "calls a dtype"),
-    "a call of a class": (lambda t: HISTORY + b"(" + lists_in_lists(40) + b"tR", "calls Hist"),
+    "a call of a type": (lambda t: name("torch", "float32") + b")R", r"calls torch\.float32"),
+    "a call of a class": (
+        lambda t: HISTORY + b"(" + lists_in_lists(40) + b"tR",
+        "HistoryBuffer with other arguments",
+    ),
     "a call of a schedule's curve": (
         lambda t: (
             name("builtins", "getattr")
@@ -263,18 +269,24 @@ INSTRUCTIONS = {
             + text("_annealing_cos")
             + b"tR(NNNtR"
         ),
-        "calls a function",
+        r"calls a builtins\.getattr",
     ),
-    "an object of a function": (lambda t: name("torch", "Size") + b")\x81", "makes an object of"),
+    "an object of a function": (
+        lambda t: name("torch", "Size") + b")\x81",
+        r"calls torch\.Size with other",
+    ),
     "an array that is filled twice": (
         lambda t: EMPTY_ARRAY + array(2, bytes(16)) + b"b" + array(1, bytes(8)) + b"b",
-        "fills an array twice",
+        "sets the state of a",
     ),
     "an item of a storage": (
         lambda t: storage(1) + number(1 << 30) + b"Ns",
-        "changes a TypedStorage",
+        "changes a storage",
     ),
-    "items of a class": (lambda t: HISTORY + b"(" + text("mean") + b"Nu", "changes HistoryBuffer"),
+    "items of a class": (
+        lambda t: HISTORY + b"(" + text("mean") + b"Nu",
+        r"changes mmengine\S*HistoryBuffer",
+    ),
     "lists in lists": (
         lambda t: name("builtins", "getattr") + b"(" + lists_in_lists(60) + text("x") + b"tR",
         "attribute 'x' of a list",
@@ -299,16 +311,11 @@ INSTRUCTIONS = {
 # is said about it.
 HOSTILE = {
     "top of a zip": (lambda p, t: save(p, Touch(t)), r"names (posix|nt)\.system"),
-    "top of a legacy file": (lambda p, t: save(p, Touch(t), False), r"names (posix|nt)\.system"),
     "meta": (lambda p, t: save(p, {"meta": [Touch(t)], "state_dict": {}}), r"\.system"),
-    "config": (lambda p, t: save(p, {"model": {}, "config": Touch(t)}, False), r"\.system"),
+    "config": (lambda p, t: save(p, {"model": {}, "config": Touch(t)}), r"\.system"),
     "among weights": (lambda p, t: save(p, {"a": torch.ones(2), "b": Touch(t)}), r"\.system"),
     "optimizer": (lambda p, t: save(p, {"optimizer": {"state": {0: Touch(t)}}}), r"\.system"),
     "a key": (lambda p, t: save(p, {"model": {"a": {Touch(t).__reduce__()[0]: 1}}}), r"\.system"),
-    "first part of a legacy file": (lambda p, t: legacy_with_hostile_part(p, 0, t), r"\.system"),
-    "third part of a legacy file": (lambda p, t: legacy_with_hostile_part(p, 2, t), r"\.system"),
-    "last part of a legacy file": (lambda p, t: legacy_with_hostile_part(p, 4, t), r"\.system"),
-    "a plain pickle": (lambda p, t: p.write_bytes(pickle.dumps(Touch(t))), r"\.system"),
     "eval": (
         lambda p, t: save(p, Call(eval, f"__import__('os').system('touch {t}')")),
         r"names builtins\.eval",
@@ -321,7 +328,7 @@ HOSTILE = {
     "a count of anything": (lambda p, t: save(p, Call(Counter, [Touch(t)])), r"\.system"),
     "a subprocess": (
         lambda p, t: save(p, Call(subprocess.check_output, ["touch", str(t)])),
-        r"names subprocess\.check_output",
+        r"names \w+\.check_output",
     ),
     "state of a class": (
         lambda p, t: save(p, Call(getattr, HistoryBuffer, "mean", state=(None, {"__doc__": "x"}))),
@@ -361,6 +368,29 @@ def test_a_hostile_file_is_refused_and_does_nothing(monkeypatch, tmp_path, name)
     assert not trace.exists() and not (tmp_path / "new.pth").exists()
 
 
+# The formats before PyTorch 1.6, whatever they hold; torch itself writes out of bounds on some.
+OLD_FORMATS = {
+    "harmless": lambda p, t: save(p, {"a": torch.ones(2)}, False),
+    "top of a legacy file": lambda p, t: save(p, Touch(t), False),
+    "first part of a legacy file": lambda p, t: legacy_with_hostile_part(p, 0, t),
+    "third part of a legacy file": lambda p, t: legacy_with_hostile_part(p, 2, t),
+    "last part of a legacy file": lambda p, t: legacy_with_hostile_part(p, 4, t),
+    "a plain pickle": lambda p, t: p.write_bytes(pickle.dumps(Touch(t))),
+    "a tar file": lambda p, t: tar_of_old(p, t, "\x80"),
+}
+
+
+@pytest.mark.parametrize("name", OLD_FORMATS)
+def test_an_old_format_is_refused_with_what_to_do(monkeypatch, tmp_path, name):
+    OLD_FORMATS[name](tmp_path / "w.pth", tmp_path / "ran")
+    (tmp_path / "ran").unlink(missing_ok=True)
+    with pytest.raises(CheckpointError, match=r"w\.pth is .*before PyTorch 1\.6.* torch\.save"):
+        load_file(tmp_path / "w.pth")
+    with pytest.raises(SystemExit, match="^error: .*w.pth is a plain pickle or "):
+        tool_main(monkeypatch, CONVERT, tmp_path / "w.pth", tmp_path / "new.pth")
+    assert [path.name for path in tmp_path.iterdir()] == ["w.pth"]
+
+
 def test_nothing_of_a_tar_before_a_zip_is_unpacked(tmp_path):
     tar_and_zip(tmp_path / "w.pth", tmp_path / "ran")
     with pytest.raises(CheckpointError, match="is not a PyTorch or safetensors checkpoint"):
@@ -373,9 +403,10 @@ def test_nothing_of_a_tar_before_a_zip_is_unpacked(tmp_path):
 
 def test_the_hostile_files_would_run(tmp_path):
     # Otherwise the test above could not fail.
+    makers = {name: make for name, (make, _) in HOSTILE.items()} | OLD_FORMATS
     for name in ("top of a zip", "config", "third part of a legacy file", "eval", "a subprocess"):
         trace = tmp_path / "ran"
-        HOSTILE[name][0](tmp_path / "w.pth", trace)
+        makers[name](tmp_path / "w.pth", trace)
         trace.unlink(missing_ok=True)
         with suppress(Exception):  # after it ran: what is left is no checkpoint
             torch.load(tmp_path / "w.pth", weights_only=False)
@@ -447,14 +478,6 @@ def overlap(path: Path) -> None:
         archive.filelist.append(archive.filelist[0])
 
 
-def leave_out_storages(path: Path) -> None:
-    """The last pickle of an old file lists the storages that follow: let it list none."""
-    save(path, {"a": torch.ones(2)}, zipped=False)
-    data = path.read_bytes()
-    start = data.rindex(b"\x80\x02]")
-    path.write_bytes(data[:start] + b"\x80\x02].")
-
-
 def cut_safetensors(path: Path) -> None:
     header = b'{"a":{"dtype":"F32","shape":[1000],"data_offsets":[0,4000]}}'
     path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(300))
@@ -474,24 +497,12 @@ MALFORMED = {
     "text": (lambda p: p.write_text("hello"), "is not a PyTorch or safetensors checkpoint"),
     "folder": (lambda p: p.mkdir(), "is not a file"),
     "cut zip": (lambda p: cut(p, 0.8), "is cut off: the end of the file is missing"),
-    "cut legacy": (
-        lambda p: (cut(p.with_suffix(".old"), 0.8), p.with_suffix(".old").rename(p)),
-        "is not a complete checkpoint: ",
-    ),
     "cut safetensors": (cut_safetensors, "is not a complete checkpoint: "),
     "flipped bit": (flip_a_bit, "is damaged: the checksum of .*data/0 is wrong"),
     "tar": (lambda p: tar_of_old(p, p.with_name("ran")), "is not a PyTorch or safetensors"),
-    "tar like a pickle": (
-        lambda p: tar_of_old(p, p.with_name("ran"), "\x80"),
-        "is a tar archive",
-    ),
-    "plain pickle": (
-        lambda p: p.write_bytes(pickle.dumps([1, 2])),
-        "is not a complete checkpoint: ",
-    ),
     "other zip": (
         lambda p: zipfile.ZipFile(p, "w").writestr("a", "b"),
-        "is not a complete checkpoint: ",
+        "is a zip file, but not a checkpoint",
     ),
     "number": (lambda p: save(p, 3), "holds no state dict"),
     "no weights": (lambda p: save(p, {"epoch": 3}), "'epoch' is a int"),
@@ -507,7 +518,6 @@ MALFORMED = {
         lambda p: zip_of_pickle(p, b"N", sa=b"a" * 9, sA=b"b"),
         "is damaged: two of its records have the same name",
     ),
-    "no storages": (leave_out_storages, "is damaged: it names tensors whose values are not there"),
     "hand-made instruction": (
         lambda p: zip_of_pickle(p, b"\xff"),
         "is not a complete checkpoint: byte 255 is no pickle instruction",
@@ -669,13 +679,6 @@ def test_a_home_folder_is_found(monkeypatch, tmp_path):
     tool_main(monkeypatch, CONVERT, "~/w.pth", "~/new.pth")
     assert load_file("~/new.pth")["meta"]["kind"] == "classifier"
     check_file("~/new.pth", "--pretrained")
-
-
-def test_torchs_own_rule_is_named_where_it_stands_in_the_way(monkeypatch, tmp_path):
-    save(tmp_path / "w.pth", {})
-    monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
-    with pytest.raises(CheckpointError, match="unset it"):
-        load_file(tmp_path / "w.pth")
 
 
 @pytest.mark.parametrize("url", ["http://host:port/w.pth", "http://no host/w.pth"])

@@ -11,9 +11,9 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 
-from crossformer_mm.flops import build_model
-from crossformer_mm.launch import load_config
+from crossformer_mm.engine.launch import load_config
 from crossformer_mm.models import CrossFormer
+from crossformer_mm.models.build import build_model
 
 pytestmark = pytest.mark.families
 

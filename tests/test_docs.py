@@ -9,7 +9,7 @@ import pytest
 from conftest import CONFIGS, ROOT
 from mmengine.config import Config
 
-from crossformer_mm.flops import build_on_meta
+from crossformer_mm.models.build import build_on_meta
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -55,12 +55,11 @@ def test_configs_build(text: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_tools_and_options_exist(page: Path) -> None:
-    shared = (ROOT / "crossformer_mm/launch.py").read_text()
-    sources = {"benchmark": (ROOT / "crossformer_mm/benchmark/options.py").read_text()}
+    shared = (ROOT / "crossformer_mm/engine/launch.py").read_text()
     for command in commands(page):
         tool = ROOT / COMMAND.search(command)[1]
         assert tool.is_file(), command
-        source = tool.read_text() + shared + sources.get(tool.stem, "")
+        source = tool.read_text() + shared
         if tool.name.startswith(("dist_", "slurm_")):  # what follows goes to the Python tool
             source += (ROOT / "tools" / f"{tool.stem.split('_')[1]}.py").read_text()
         for option in re.findall(r"(?<=[ \[])--[a-z][a-z-]*", command):

@@ -22,12 +22,13 @@ import pytest
 import torch
 from conftest import NANO_CONFIG, ROOT
 
-from crossformer_mm.full_disk import full_disk_in_one_line
-from crossformer_mm.interruption import interruption_in_one_line
-from crossformer_mm.repeatable import SeedingSampler
-from crossformer_mm.runner import DataCheckingRunner
-from crossformer_mm.safe_load import CheckpointError, load_file
-from crossformer_mm.training_checkpoints import WholeFileBackend
+from crossformer_mm.checkpoints.reader import load_file
+from crossformer_mm.engine.hooks.whole_checkpoints import WholeFileBackend
+from crossformer_mm.engine.runner import DataCheckingRunner
+from crossformer_mm.engine.seeding import SeedingSampler
+from crossformer_mm.utils.errors import CheckpointError
+from crossformer_mm.utils.full_disk import full_disk_in_one_line
+from crossformer_mm.utils.interruption import interruption_in_one_line
 
 TRAIN = ROOT / "tools/train.py"
 KILLS = 20
@@ -289,8 +290,11 @@ def test_outdated_checkpoints_go_once_the_next_is_written(tmp_path):
     with pytest.raises(CheckpointError, match=f"{old}/new.pth cannot be written: "):
         WholeFileBackend().put(b"new", old / "new.pth")
     assert old.read_bytes() == b"old"
+    (tmp_path / "other").mkdir()
+    WholeFileBackend().put(b"another training's", tmp_path / "other/iter_1.pth")
+    assert old.read_bytes() == b"old"
     WholeFileBackend().put(b"new", new)
-    assert [*tmp_path.iterdir()] == [new]
+    assert sorted(tmp_path.iterdir()) == [new, tmp_path / "other"]
 
 
 class Dice(torch.utils.data.Dataset):
@@ -328,7 +332,7 @@ def test_random_numbers_of_a_sample_depend_on_its_place_only(monkeypatch, sample
     assert throws(sampler, workers=2, batches=4) == alone
     shares = []
     for rank in (0, 1):
-        for module in ("crossformer_mm.repeatable", "mmengine.dataset.sampler"):
+        for module in ("crossformer_mm.engine.seeding", "mmengine.dataset.sampler"):
             monkeypatch.setattr(f"{module}.get_dist_info", lambda rank=rank: (rank, 2))
         shares.append(throws(sampler, workers=0, batches=2))
     assert sorted(shares[0] + shares[1]) == sorted(alone)

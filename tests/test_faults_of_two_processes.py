@@ -13,7 +13,7 @@ import pytest
 from conftest import NANO_CONFIG, ROOT
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from crossformer_mm.process_failure import reason_for_launcher
+from crossformer_mm.utils.process_failure import reason_for_launcher
 
 
 def living_processes(mark: str) -> dict[int, dict[str, str]]:

@@ -8,13 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import CONFIGS, ROOT, complexity_of
+from conftest import CONFIGS, ROOT, SMALL_ARCH, complexity_of
+from mmengine.analysis import get_model_complexity_info
 from torch import nn
 
-from crossformer_mm.flops import build_on_meta, measure
-from crossformer_mm.launch import load_config
+from crossformer_mm.analysis.flops import OperationCounter, measure
+from crossformer_mm.engine.launch import load_config
+from crossformer_mm.models import CrossFormer
+from crossformer_mm.models.build import build_on_meta
 
 GET_FLOPS = ROOT / "tools/get_flops.py"
+MMDET_CONFIGS = Path(find_spec("mmdet").origin).parent / ".mim/configs"
 
 # Millions of parameters and billions of multiply-adds, published by the authors; but for pp-small's
 # classifier and RetinaNet, whose published FLOPs are other models', measured with their code.
@@ -110,10 +114,10 @@ def test_the_published_size_of_swin(config):
     assert complexity.flops / 1e9 == pytest.approx(flops, rel=0.002)
 
 
-@pytest.mark.parametrize("path", ["auto", "plain"])
-def test_the_attention_path_does_not_matter(path):
+@pytest.mark.parametrize("path", ["auto", "eager"])
+def test_the_attn_backend_does_not_matter(path):
     name = "configs/segmentation/fpn_crossformer-pp-s-g14_4xb4-80k_ade20k-512x512.py"
-    options = {"model.backbone.attention_path": path}
+    options = {"model.backbone.attn_backend": path}
     complexity = measure(build_on_meta(load_config(str(ROOT / name), options)), (1024, 1024))
     assert complexity.flops / 1e9 == pytest.approx(199.5, rel=0.001)
     assert 0 < complexity.padding < complexity.flops_of["backbone"]
@@ -136,6 +140,40 @@ def test_a_model_counted_by_hand():
     pixels = 10 * 20
     assert complexity.flops_of == {"backbone": pixels * (3 * 9 * 8 + 2 * 8 + 8), "head": 8 * 5}
     assert complexity.params_of == {"backbone": 3 * 9 * 8 + 8 + 16, "head": 8 * 5 + 5}
+
+
+# Heads that need more than feature maps, and what is said of them; "": they are counted.
+OTHER_HEADS = {
+    "fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py": "",
+    "dino/dino-4scale_r50_8xb2-12e_coco.py": r"DINO .*decoder \(\w+, 9.60 M\), .*encoder \(",
+    "detr/detr_r50_8xb2-150e_coco.py": r"DETR .*decoder \(.*encoder \(",
+    "mask2former/mask2former_r50_8xb2-lsj-50e_coco.py": r"panoptic_head \(Mask2FormerHead, ",
+    "ms_rcnn/ms-rcnn_r50_fpn_1x_coco.py": r"roi_head.mask_iou_head \(MaskIoUHead, ",
+    "sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco.py": r"rpn_head \(EmbeddingRPNHead, 0.03 M\): ",
+}
+
+
+@pytest.mark.parametrize("config", OTHER_HEADS, ids=lambda config: config.split("/")[0])
+def test_a_head_is_counted_or_refused_by_name(config):
+    model = build_on_meta(load_config(str(MMDET_CONFIGS / config)))
+    if OTHER_HEADS[config]:
+        with pytest.raises(ValueError, match=OTHER_HEADS[config]) as caught:
+            measure(model, (320, 320))
+        assert "\n" not in str(caught.value)
+    else:
+        complexity = measure(model, (320, 320))
+        assert all(complexity.flops_of[name] > 0 for name in complexity.params_of)
+
+
+def test_mmengines_own_count_of_the_backbone():
+    backbone = CrossFormer(SMALL_ARCH).eval()
+    found = get_model_complexity_info(backbone, (3, 64, 64), show_table=False, show_arch=False)
+    assert found["params"] == sum(p.numel() for p in backbone.parameters())
+    with torch.device("meta"), torch.no_grad():
+        meta = CrossFormer(SMALL_ARCH).eval()
+        with OperationCounter(meta) as counter:
+            meta(torch.empty(1, 3, 64, 64))
+    assert found["flops"] == pytest.approx(counter.take(), rel=0.05)  # counts norms otherwise
 
 
 def run_get_flops(run_tool, *arguments: object, **options: object):
@@ -172,6 +210,15 @@ def test_the_shape_is_height_then_width(run_tool):
     assert "Input shape: (3, 640, 640)" in square
 
 
+def test_the_image_has_the_channels_of_the_backbone(run_tool):
+    config = CONFIGS / "classification/crossformer-tiny_8xb128_in1k.py"
+    options = ("--json", "--cfg-options", "model.backbone.in_channels=4")
+    lines = run_get_flops(run_tool, config, *options).stdout.splitlines()
+    assert "Input shape: (4, 224, 224)" in lines
+    stem = (16 * 32 + 64 * 16 + 256 * 8 + 1024 * 8) * 56 * 56  # of one more channel
+    assert json.loads(lines[-1])["flops"] == complexity_of(config).flops + stem
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -181,6 +228,7 @@ def test_the_shape_is_height_then_width(run_tool):
             [CONFIGS / "classification/crossformer-tiny_8xb128_in1k.py", "--shape", 16, 64],
             "--shape",
         ),
+        ([MMDET_CONFIGS / "detr/detr_r50_8xb2-150e_coco.py"], "the FLOPs of DETR cannot be"),
     ],
 )
 def test_a_wrong_argument_is_named_in_one_line(run_tool, arguments, message):

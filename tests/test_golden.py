@@ -10,15 +10,15 @@ import numpy as np
 import old_checkpoints as old
 import pytest
 import torch
-from conftest import CONFIGS, CPU_PATHS
+from conftest import CONFIGS, CPU_BACKENDS
 from reference import reference_backbone
 from torch import Tensor, nn
 
 from crossformer_mm import CrossFormer
-from crossformer_mm.conversion import convert_checkpoint
-from crossformer_mm.flops import build_model
-from crossformer_mm.launch import load_config
-from crossformer_mm.safe_load import load_file
+from crossformer_mm.checkpoints.convert import convert_checkpoint
+from crossformer_mm.checkpoints.reader import load_file
+from crossformer_mm.engine.launch import load_config
+from crossformer_mm.models.build import build_model
 
 pytestmark = pytest.mark.families
 
@@ -29,7 +29,7 @@ ARCHITECTURES = ("tiny", "small", "base", "large", "pp-small", "pp-base", "pp-la
 if not GOLDEN.is_dir():
     pytest.skip("the folder shared/golden is not beside the repository", allow_module_level=True)
 
-every_path = pytest.mark.parametrize("path", CPU_PATHS)
+every_backend = pytest.mark.parametrize("backend", CPU_BACKENDS)
 
 
 def files(pattern: str) -> pytest.MarkDecorator:
@@ -98,9 +98,9 @@ def test_names_and_shapes(arch: str) -> None:
     assert dense == {name for name in expected if not name.startswith(("head.", "norm."))}
 
 
-@every_path
+@every_backend
 @files("logits_*.npz")
-def test_logits(file: Path, path: str) -> None:
+def test_logits(file: Path, backend: str) -> None:
     arch = file.stem.removeprefix("logits_crossformer-").removesuffix("_224")
     state = dict(golden_state(arch))
     head_weight, head_bias = state.pop("head.weight"), state.pop("head.bias")
@@ -109,7 +109,7 @@ def test_logits(file: Path, path: str) -> None:
         out_indices=(3,),
         final_norm=True,
         lda_mode="fixed_group" if arch.startswith("pp-") else "fixed_interval",
-        attention_path=path,
+        attn_backend=backend,
     ).eval()
     model.load_state_dict(state)
     with torch.no_grad():
@@ -118,14 +118,14 @@ def test_logits(file: Path, path: str) -> None:
     assert_golden(logits.numpy(), np.load(file)["logits"])
 
 
-def dense_model(meta: dict, path: str = "auto") -> CrossFormer:
+def dense_model(meta: dict, backend: str = "auto") -> CrossFormer:
     arch = meta["arch"].removeprefix("crossformer-")
     model = CrossFormer(
         arch,
         group_size=meta["group_size"],
         interval=meta["interval"],
         lda_mode=meta["lda"],
-        attention_path=path,
+        attn_backend=backend,
     ).eval()
     model.load_state_dict(
         {
@@ -137,12 +137,12 @@ def dense_model(meta: dict, path: str = "auto") -> CrossFormer:
     return model
 
 
-@every_path
+@every_backend
 @files("dense_*.npz")
-def test_dense(file: Path, path: str) -> None:
+def test_dense(file: Path, backend: str) -> None:
     golden = np.load(file)
     meta = json.loads(str(golden["meta"]))
-    model = dense_model(meta, path)
+    model = dense_model(meta, backend)
     with torch.no_grad():
         maps = model(golden_image(meta["height"], meta["width"], seed=meta["seed"]))
     assert_dense_golden(maps, golden)

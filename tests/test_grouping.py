@@ -3,20 +3,21 @@
 import random
 from collections.abc import Iterable
 
-import numpy as np
 import pytest
 import torch
 from reference import reference_groups
 
 from crossformer_mm.models.grouping import (
     LDA_MODES,
-    EqualGroups,
     GroupPlan,
     merge,
-    order_tokens,
     partition,
     plan_groups,
+    put_groups,
     real_tokens,
+    rectangles,
+    split_rectangle,
+    take_groups,
 )
 
 # A group as {(place inside the group, flat position on the map)}.
@@ -51,15 +52,20 @@ def groups_of_partition(plan: GroupPlan) -> set[Group]:
     return {group for group in groups if group}
 
 
-def groups_of_order(plan: GroupPlan) -> list[Group]:
-    """The groups that :func:`order_tokens` makes, cut out of the sorted tokens run by run."""
-    order, _, runs = order_tokens(plan)
-    tokens = iter(order.tolist())
-    return [
-        frozenset((divmod(i, run.width), next(tokens)) for i in range(run.height * run.width))
-        for run in runs
-        for _ in range(run.count)
-    ]
+def groups_of_rectangles(plan: GroupPlan, at_once: int) -> list[Group]:
+    """The groups that the pieces of :func:`rectangles` take out of a map."""
+    positions = torch.arange(plan.height * plan.width).view(1, plan.height, plan.width, 1)
+    found = []
+    for rectangle in rectangles(plan):
+        for piece in split_rectangle(rectangle, at_once):
+            groups = take_groups(positions, plan, piece, 1, 1)[0, :, 0, :, 0]
+            assert groups.shape == (piece.groups, piece.group_tokens)
+            columns = piece.columns.members
+            found += [
+                frozenset((divmod(i, columns), token) for i, token in enumerate(group))
+                for group in groups.tolist()
+            ]
+    return found
 
 
 def groups_of_reference(
@@ -117,25 +123,22 @@ class TestAnyPlan:
             assert torch.equal(real, partition(ones, plan)[0, ..., 0].bool())
             assert real.sum() == plan.height * plan.width
 
-    def test_order_is_a_permutation(self, plan: GroupPlan) -> None:
-        order, inverse, _ = order_tokens(plan)
-        tokens = np.arange(plan.height * plan.width)
-        assert np.array_equal(np.sort(order), tokens)
-        assert np.array_equal(order[inverse], tokens)
-        assert np.array_equal(inverse[order], tokens)
+    def test_there_are_at_most_nine_rectangles(self, plan: GroupPlan) -> None:
+        found = rectangles(plan)
+        assert sum(r.groups * r.group_tokens for r in found) == plan.height * plan.width
+        assert len(found) <= 9
 
-    def test_runs_cover_the_tokens(self, plan: GroupPlan) -> None:
-        runs = order_tokens(plan).runs
-        assert sum(run.tokens for run in runs) == plan.height * plan.width
-        assert all(run.count >= 1 for run in runs)
-        assert all(1 <= run.height <= plan.group_height for run in runs)
-        assert all(1 <= run.width <= plan.group_width for run in runs)
-        assert len({(run.height, run.width) for run in runs}) == len(runs) <= 9
+    @pytest.mark.parametrize("at_once", [0, 3, 10**6])
+    def test_rectangles_make_the_defined_groups(self, plan: GroupPlan, at_once: int) -> None:
+        found = groups_of_rectangles(plan, at_once)
+        assert len(found) == len(set(found)) and set(found) == groups_by_definition(plan)
 
-    def test_order_makes_the_defined_groups(self, plan: GroupPlan) -> None:
-        groups = groups_of_order(plan)
-        assert len(set(groups)) == len(groups)
-        assert set(groups) == groups_by_definition(plan)
+    def test_putting_groups_back_undoes_taking_them(self, plan: GroupPlan) -> None:
+        x = torch.randn(2, plan.height, plan.width, 12)
+        copy = torch.full_like(x, float("nan"))
+        for rectangle in rectangles(plan):
+            put_groups(take_groups(x, plan, rectangle, 3, 2), copy, plan, rectangle)
+        assert torch.equal(copy, x)
 
 
 def block_arguments() -> Iterable[tuple[int, int, int, int]]:
@@ -154,7 +157,7 @@ def test_groups_equal_the_reference(lda_mode: str, long_distance: bool) -> None:
         plan = plan_groups(*arguments, lda_mode, long_distance)
         expected = groups_of_reference(*arguments, lda_mode, long_distance)
         assert groups_of_partition(plan) == expected, (arguments, plan)
-        assert set(groups_of_order(plan)) == expected, (arguments, plan)
+        assert set(groups_of_rectangles(plan, 10)) == expected, (arguments, plan)
 
 
 # What follows is (height, width, group height, group width, interval).
@@ -188,9 +191,3 @@ def test_padded_size() -> None:
     assert GroupPlan(9, 21, 3, 6, 4).padded_size == (12, 24)
     assert GroupPlan(8, 29, 7, 7, 4).padded_size == (28, 56)
     assert GroupPlan(14, 28, 7, 7, 2).padded_size == (14, 28)
-
-
-def test_full_groups_come_as_one_run() -> None:
-    assert order_tokens(GroupPlan(14, 28, 7, 7, 2)).runs == (EqualGroups(8, 7, 7),)
-    runs = order_tokens(GroupPlan(3, 5, 2, 2, 1)).runs
-    assert runs == ((2, 2, 2), (1, 2, 1), (2, 1, 2), (1, 1, 1))

@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-from crossformer_mm.import_hooks import when_imported
+from crossformer_mm.utils.import_hooks import when_imported
 
 
 def test_everyone_who_waits_is_called_once_the_module_has_run(monkeypatch, tmp_path):

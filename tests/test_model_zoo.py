@@ -96,7 +96,7 @@ def run_python(code: str) -> subprocess.CompletedProcess:
     [
         "import crossformer_mm, mmpretrain",
         "import mmpretrain, crossformer_mm",
-        "import crossformer_mm, importlib, mmpretrain; importlib.reload(crossformer_mm.model_hub)"
+        "import crossformer_mm, importlib, mmpretrain; importlib.reload(crossformer_mm.registry)"
         ".register_classifiers()",
     ],
 )
@@ -125,7 +125,7 @@ def test_mmpretrain_builds_a_model_and_classifies_an_image(toy_data_roots):
 
 def test_without_configs_the_import_warns():
     code = (
-        "import crossformer_mm.model_hub as hub, pathlib, warnings\n"
+        "import crossformer_mm.registry as hub, pathlib, warnings\n"
         "hub.PACKAGE = pathlib.Path('/nowhere/crossformer_mm')\n"
         "import mmpretrain\n"
     )

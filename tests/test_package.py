@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 
 import crossformer_mm
-from crossformer_mm.requirements import check_installed, installed_version
+from crossformer_mm.utils.requirements import check_installed, installed_version
 
 pytestmark = pytest.mark.families
 
@@ -97,6 +97,6 @@ def test_a_wheel_carries_configs_tools_and_index(tmp_path):
         assert shipped == source and source
     assert (mim / "model-index.yml").read_text() == (ROOT / "model-index.yml").read_text()
     found = run_python(
-        "from crossformer_mm import model_hub as h; print(h.find_index_root())", tmp_path
+        "from crossformer_mm import registry as r; print(r.find_index_root())", tmp_path
     )
     assert found.stdout.strip() == str(mim), found.stderr

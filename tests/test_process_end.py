@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from crossformer_mm.process_end import end_without_finalizing
+from crossformer_mm.utils.process_end import end_without_finalizing
 
 # A thread of the group waits until Python finalizes, and goes on then. Without the block around it,
 # this crashes.
@@ -13,7 +13,7 @@ JOINED = """
 import atexit, sys, threading
 import torch
 from torch import distributed
-from crossformer_mm.process_end import end_without_finalizing
+from crossformer_mm.utils.process_end import end_without_finalizing
 
 class ReleasesWhenFinalized:
     def __init__(self, lock):

@@ -21,8 +21,8 @@ from conftest import CONFIGS, ROOT, tool_main
 from mmengine.config import Config
 from test_configs import shrink, take_two_images
 
-from crossformer_mm.flops import build_model
-from crossformer_mm.launch import load_config
+from crossformer_mm.engine.launch import load_config
+from crossformer_mm.models.build import build_model
 
 README = (ROOT / "README.md").read_text()
 BLOCK = re.compile(r"^```bash\n(.*?)^```\n(?:\n```(text)\n)?", re.MULTILINE | re.DOTALL)
@@ -92,13 +92,6 @@ def write_image(path: Path) -> None:
     assert cv2.imwrite(str(path), pixels)
 
 
-def write_video(path: Path) -> None:
-    video = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 10, (96, 64))
-    for shade in (0, 120, 240):
-        video.write(np.full((64, 96, 3), shade, dtype=np.uint8))
-    video.release()
-
-
 @pytest.fixture(scope="module")
 def readers_folder(tmp_path_factory, toy_data_roots) -> Path:
     """The project with data, the authors' file, pictures, and what the quickstart leaves."""
@@ -111,7 +104,6 @@ def readers_folder(tmp_path_factory, toy_data_roots) -> Path:
     (folder / "data/imagenet").symlink_to(toy_data_roots["classification"])
     for name in ("cat.jpg", "photo.jpg", "folder/a.jpg", "more/b.png"):
         write_image(folder / name)
-    write_video(folder / "clip.mp4")
     write_image(folder / "data/toy_coco/val2017/000000500014.jpg")
     old.save_classifier(folder / "crossformer-s.pth", old.classifier_weights("small"))
     trained = folder / f"work_dirs/{Path(NANO).name}/epoch_4.pth"

@@ -11,7 +11,7 @@ from mmengine.registry import PARAM_SCHEDULERS
 from torch import nn
 
 from crossformer_mm import CrossFormer
-from crossformer_mm.launch import replace_gpu_only_parts
+from crossformer_mm.engine.launch import replace_gpu_only_parts
 
 CLASSIFICATION = "classification/crossformer-small_8xb128_in1k"
 DETECTION_1X = "detection/mask-rcnn_crossformer-s_fpn_1x_coco"

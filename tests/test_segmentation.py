@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import CONFIGS, ROOT, metrics_of, tool_main
 
-from crossformer_mm.launch import load_config
+from crossformer_mm.engine.launch import load_config
 
 TEST = ROOT / "tools/test.py"
 CONFIG = CONFIGS / "segmentation/fpn_crossformer-nano_toy-ade.py"

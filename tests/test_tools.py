@@ -2,17 +2,21 @@
 
 import os
 import pickle
+import runpy
 import signal
 import subprocess
 import sys
+from argparse import Namespace
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import NANO_CONFIG, ROOT, metrics_of, tool_main
+from mmengine.config import Config
 
-from crossformer_mm import launch
-from crossformer_mm.safe_load import load_file
+from crossformer_mm.checkpoints.reader import load_file
+from crossformer_mm.engine import launch
 
 TRAIN, TEST = ROOT / "tools/train.py", ROOT / "tools/test.py"
 
@@ -205,3 +209,42 @@ def test_slurm_without_a_gpu_sets_what_torch_reads(monkeypatch):
     launch._adopt_slurm_environment()
     found = [os.environ[n] for n in ("MASTER_ADDR", "RANK", "WORLD_SIZE", "LOCAL_RANK")]
     assert found == ["node07", "3", "4", "1"]
+
+
+@pytest.mark.parametrize(("gpus", "refused"), [(1, False), (2, True), (4, False)])
+def test_slurm_may_show_each_task_its_own_gpu(monkeypatch, gpus, refused):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setenv("SLURM_LOCALID", "3")
+    with pytest.raises(SystemExit, match="no GPU") if refused else nullcontext():
+        launch._check_own_gpu("slurm")
+
+
+def options_applied(tool: Path, cfg: Config, **options: object) -> Config:
+    """The config after a tool has written its command line into it."""
+    names = ("pretrained", "amp", "auto_scale_lr", "resume", "out", "show_dir", "tta", "eval")
+    args = Namespace(**{**dict.fromkeys(names), **options})
+    runpy.run_path(str(tool))["apply_options"](cfg, args)
+    return cfg
+
+
+def test_resuming_nothing_keeps_the_weights_to_start_from(tmp_path):
+    cfg = launch.load_config(str(NANO_CONFIG), {"load_from": "start.pth"}, str(tmp_path))
+    options_applied(TRAIN, cfg, resume="auto")
+    assert (cfg.load_from, cfg.resume) == ("start.pth", False)
+    torch.save({}, tmp_path / "epoch_3.pth")
+    options_applied(TRAIN, cfg, resume="auto")
+    assert (cfg.load_from, cfg.resume) == (str(tmp_path / "epoch_3.pth"), True)
+
+
+def test_the_config_of_a_resumed_training_can_be_tested(tmp_path):
+    cfg = launch.load_config(str(NANO_CONFIG), {"resume": True}, str(tmp_path))
+    assert options_applied(TEST, cfg, checkpoint=str(NANO_CONFIG)).resume is False
+
+
+def test_unused_parameters_are_looked_for_where_the_config_says(monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend: None)
+    cfg = launch.load_config(str(NANO_CONFIG), {"find_unused_parameters": True})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    launch._start_processes(cfg, "pytorch")
+    assert cfg.model_wrapper_cfg.find_unused_parameters is True

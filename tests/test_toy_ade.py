@@ -6,10 +6,10 @@ import cv2
 import numpy as np
 import pytest
 
-from crossformer_mm.toy import ade as toy_ade
-from crossformer_mm.toy.ade import CLASSES, write_ade
-from crossformer_mm.toy.shapes import KINDS
-from crossformer_mm.toy.stuff import STUFF, draw_stuff
+from crossformer_mm.datasets.toy import ade as toy_ade
+from crossformer_mm.datasets.toy.ade import CLASSES, write_ade
+from crossformer_mm.datasets.toy.shapes import KINDS
+from crossformer_mm.datasets.toy.stuff import STUFF, draw_stuff
 
 NUM_IMAGES = {"train": 60, "val": 30}
 SIZE = (256, 192)

@@ -6,10 +6,10 @@ import cv2
 import numpy as np
 import pytest
 
-from crossformer_mm.toy import coco as toy_coco
-from crossformer_mm.toy.coco import CATEGORIES, write_coco
-from crossformer_mm.toy.scene import MIN_VISIBLE_PIXELS, draw_scene
-from crossformer_mm.toy.shapes import KINDS, draw_shape
+from crossformer_mm.datasets.toy import coco as toy_coco
+from crossformer_mm.datasets.toy.coco import CATEGORIES, write_coco
+from crossformer_mm.datasets.toy.scene import MIN_VISIBLE_PIXELS, draw_scene
+from crossformer_mm.datasets.toy.shapes import KINDS, draw_shape
 
 pytest.importorskip("pycocotools")
 from pycocotools.coco import COCO  # noqa: E402

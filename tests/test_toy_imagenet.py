@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
-from crossformer_mm.toy import imagenet as toy_imagenet
-from crossformer_mm.toy.imagenet import CLASSES, MAX_DISTRACTORS, write_imagenet
-from crossformer_mm.toy.shapes import KINDS
+from crossformer_mm.datasets.toy import imagenet as toy_imagenet
+from crossformer_mm.datasets.toy.imagenet import CLASSES, MAX_DISTRACTORS, write_imagenet
+from crossformer_mm.datasets.toy.shapes import KINDS
 
 NUM_IMAGES = {"train": 48, "val": 16}
 SIZE = (224, 168)

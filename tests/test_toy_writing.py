@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
-from crossformer_mm.toy import ade, coco, imagenet
+from crossformer_mm.datasets.toy import ade, coco, imagenet
 
 SCRIPT = Path(__file__).parents[1] / "tools" / "make_toy_dataset.py"
 SIZE = (128, 96)

@@ -23,10 +23,11 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from crossformer_mm import CrossFormer, CrossFormerLayerDecayConstructor, launch
-from crossformer_mm.loss_check import InvalidLossError, LossCheckHook
-from crossformer_mm.models import CrossFormerBlock, sorted_attention
-from crossformer_mm.safe_load import load_file
+from crossformer_mm import CrossFormer, CrossFormerLayerDecayConstructor
+from crossformer_mm.checkpoints.reader import load_file
+from crossformer_mm.engine import launch
+from crossformer_mm.engine.hooks.loss_check import InvalidLossError, LossCheckHook
+from crossformer_mm.models import CrossFormerBlock
 
 TRAIN = ROOT / "tools/train.py"
 PAGE = (ROOT / "docs/training.md").read_text()
@@ -176,6 +177,14 @@ def test_layer_decay_keeps_the_other_options_by_parameter():
     assert id(stem) not in groups, "frozen"
 
 
+def test_layer_decay_acts_without_weight_decay():
+    optimizer = dict(type="SGD", lr=0.1, momentum=0.9)
+    constructor = CrossFormerLayerDecayConstructor(dict(optimizer=optimizer), dict(decay_rate=0.5))
+    groups = constructor(tiny_model()).optimizer.param_groups
+    assert len({group["lr"] for group in groups}) == sum(NANO_DEPTHS[1:]) + 1
+    assert all("weight_decay" not in group or group["weight_decay"] == 0 for group in groups)
+
+
 @pytest.mark.parametrize("decay_rate", [None, 0, -0.5, 1.5, "0.8", True])
 def test_a_wrong_decay_rate_is_named(decay_rate):
     paramwise = {} if decay_rate is None else dict(decay_rate=decay_rate)
@@ -240,26 +249,6 @@ def test_gradient_checkpointing(toy_data_roots, tmp_path):
             module.register_forward_pre_hook(lambda *args: calls.append(1))
     runner.train()
     assert len(calls) == 2 * 4 * sum(NANO_DEPTHS)
-
-
-@pytest.mark.skipif(not sorted_attention.CAN_COMPILE, reason="needs torch 2.4")
-@pytest.mark.parametrize("options", [{}, {"backend": "eager"}], ids=["line", "options"])
-def test_torch_compile(monkeypatch, toy_data_roots, tmp_path, options):
-    # What compiled parts compute is compared in test_compilation.py.
-    compiled = []
-    monkeypatch.setattr(
-        nn.Module, "compile", lambda self, **options: compiled.append((self, options))
-    )
-    if options:
-        runner = build(None, toy_data_roots, tmp_path, compile=options)
-    else:
-        runner = build("torch.compile", toy_data_roots, tmp_path)
-    runner.train()
-    blocks = [module for module in runner.model.modules() if isinstance(module, CrossFormerBlock)]
-    parts = [part for part, _ in compiled]
-    assert len(blocks) == sum(NANO_DEPTHS) and set(blocks) <= set(parts)
-    assert len(parts) == len(set(parts)) == len(blocks) + 3
-    assert all(found == dict(dynamic=True, fullgraph=True, **options) for _, found in compiled)
 
 
 # Mixed precision

@@ -7,7 +7,7 @@ from conftest import CONFIGS, ROOT, SMALL_ARCH, metrics_of, tool_main
 from mmengine.config import Config
 from test_configs import read, take_two_images
 
-from crossformer_mm.safe_load import load_file
+from crossformer_mm.checkpoints.reader import load_file
 
 CHANNELS = [16, 32, 64, 128]
 # A config of each recipe, and a metric of its evaluation; test_readme.py runs those of COCO 1x.

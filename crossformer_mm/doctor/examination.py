@@ -4,7 +4,7 @@ import platform
 from collections.abc import Callable, Sequence
 
 from crossformer_mm.doctor.findings import Finding
-from crossformer_mm.doctor.hardware import find_attention, find_gpu, find_triton
+from crossformer_mm.doctor.hardware import find_gpu, find_triton
 from crossformer_mm.doctor.libraries import (
     find_family,
     import_mmcv,
@@ -20,31 +20,22 @@ Row = Sequence[Callable[[], Finding]]
 INSTALLED: Sequence[Row] = ((import_numpy, import_torch), (find_family,))
 USABLE: Sequence[Row] = (
     (find_gpu, find_triton),
-    (import_opencv, import_mmengine, find_attention, import_mmcv, run_mmcv_operator),
+    (import_opencv, import_mmengine, import_mmcv, run_mmcv_operator),
 )
 
 
-def examine(config: str | None = None, data_root: str | None = None) -> list[Finding]:
-    """Look at everything.
-
-    Args:
-        config: A config to train with; None: the shipped ones.
-        data_root: Where the data of ``config`` is, if not where it says.
-    """
+def examine() -> list[Finding]:
+    """Look at everything."""
     findings = [Finding("python", platform.python_version())]
     for rows in (INSTALLED, USABLE):
         for row in rows:
             findings += _until_one_fails(row)
         if any(finding.stops_training for finding in findings):
             return findings
-    # These need the libraries.
-    if config is None:
-        from crossformer_mm.doctor.shipped_configs import examine_shipped_configs
+    # It needs the libraries.
+    from crossformer_mm.doctor.shipped_configs import examine_shipped_configs
 
-        return findings + examine_shipped_configs()
-    from crossformer_mm.doctor.one_config import examine_config
-
-    return findings + examine_config(config, data_root)
+    return findings + examine_shipped_configs()
 
 
 def _until_one_fails(row: Row) -> list[Finding]:

@@ -5,7 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 from crossformer_mm.doctor.findings import Finding, attempt
-from crossformer_mm.requirements import HOW_TO_INSTALL, check_installed
+from crossformer_mm.utils.requirements import HOW_TO_INSTALL, check_installed
 
 # The distributions that provide the modules, in either family
 FAMILIES = {

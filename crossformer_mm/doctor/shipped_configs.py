@@ -1,10 +1,10 @@
 """Whether one shipped config of each library could be trained: the library, and the data."""
 
-from crossformer_mm.data_paths import find_missing_data
+from crossformer_mm.datasets.paths import find_missing_data
 from crossformer_mm.doctor.findings import Finding, attempt
 from crossformer_mm.doctor.libraries import import_library
-from crossformer_mm.launch import fail, load_config
-from crossformer_mm.model_hub import find_index_root
+from crossformer_mm.engine.launch import fail, load_config
+from crossformer_mm.registry import find_index_root
 
 # All configs of a library but the toy ones read the same data.
 CONFIGS = {

@@ -1,0 +1,1 @@
+"""Training and testing: configs, processes, the runner, random numbers, resuming, hooks."""

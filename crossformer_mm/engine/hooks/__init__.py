@@ -1,0 +1,1 @@
+"""Hooks of a training: what a checkpoint matched, whether losses are finite, whole files."""
