@@ -20,9 +20,16 @@ from crossformer_mm.models.position_bias import crop_table
 Attention = Callable[[Tensor], Tensor]
 
 
+if hasattr(torch.compiler, "is_compiling"):
+    _is_compiling = torch.compiler.is_compiling
+else:
+    # torch 2.1 has it under the private name only, which is slow to import.
+    _is_compiling = torch._dynamo.is_compiling
+
+
 def why_not(x: Tensor) -> str | None:
     """The reason why views of a map cannot be taken as these backends do, or None."""
-    if torch.jit.is_tracing() or torch.compiler.is_compiling():
+    if torch.jit.is_tracing() or _is_compiling():
         return "the model is traced, exported or compiled"
     if torch._C._are_functorch_transforms_active():
         return "torch.func transforms the model"
