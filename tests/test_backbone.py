@@ -4,10 +4,12 @@ import copy
 import itertools
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import CPU_BACKENDS
+from mmengine.model import PretrainedInit
 from mmengine.registry import MODELS
 from reference import reference_backbone, reference_bias, reference_groups
 from torch import Tensor, nn
@@ -536,6 +538,47 @@ def test_init_weights_without_a_checkpoint_keeps_the_weights() -> None:
         assert torch.equal(value, before[name]), name
 
 
+def test_init_weights_sets_what_was_built_on_the_meta_device() -> None:
+    with torch.device("meta"):
+        model = CrossFormer(FAMILIES["tiny"])
+    model = model.to_empty(device="cpu")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(float("nan"))
+    model.init_weights()
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    assert all(not m.bias.any() for m in model.modules() if isinstance(m, nn.Linear))
+
+
+INIT_CFG_FORMS = {
+    "plain": lambda form: form,
+    "prefix with a dot": lambda form: {**form, "prefix": "backbone."},
+    "prefix without one": lambda form: {**form, "prefix": "backbone"},
+    "no prefix": lambda form: {**form, "prefix": None},
+    "a list": lambda form: [form],
+    "the class": lambda form: {**form, "type": PretrainedInit},
+    "map_location": lambda form: {**form, "map_location": "cpu"},
+}
+
+
+@pytest.mark.parametrize("form", INIT_CFG_FORMS)
+def test_every_form_of_init_cfg_loads(tmp_path: Path, form: str) -> None:
+    source = CrossFormer(FAMILIES["tiny"])
+    names = {f"backbone.{name}": value for name, value in source.state_dict().items()}
+    torch.save({"state_dict": {**names, "neck.weight": torch.ones(1)}}, tmp_path / "w.pth")
+    init_cfg = dict(type="Pretrained", checkpoint=str(tmp_path / "w.pth"))
+    model = CrossFormer(FAMILIES["tiny"], init_cfg=INIT_CFG_FORMS[form](init_cfg))
+    model.init_weights()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, source.state_dict()[name]), name
+
+
+def test_an_init_cfg_with_more_is_refused() -> None:
+    form = dict(type="Pretrained", checkpoint="w.pth", layer="Linear")
+    with pytest.raises(ValueError, match="init_cfg must be .*'layer'"):
+        CrossFormer(FAMILIES["tiny"], init_cfg=form).init_weights()
+
+
 def test_drop_path_rates_rise_linearly() -> None:
     model = CrossFormer(FAMILIES["small"], drop_path_rate=0.4)
     rates = [block.drop_path.rate for stage in model.layers for block in stage.blocks]
@@ -560,6 +603,14 @@ def test_drop_path_drops_samples_and_keeps_the_expectation() -> None:
     assert torch.allclose(factors[~dropped], torch.tensor(4 / 3))
     assert factors.mean().item() == pytest.approx(1, abs=0.02)
     assert torch.equal(layer.eval()(x, x), 2 * x)
+
+
+def test_drop_path_scales_exactly_in_bfloat16() -> None:
+    torch.manual_seed(0)
+    x = torch.full((64, 4), 0.9, dtype=torch.bfloat16)  # 0.8984375
+    found = DropPath(0.1).train()(torch.zeros_like(x), x)
+    # 1 / 0.9 rounded to bfloat16 before the product would give 0.99609375.
+    assert set(found.unique().tolist()) == {0.0, 1.0}
 
 
 def test_block_drops_each_branch_on_its_own() -> None:
