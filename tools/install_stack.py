@@ -149,11 +149,10 @@ class Installation:
         """Two ways to install packages: uv, then pip."""
         options = ["install", "--no-build-isolation", *packages]
         uv = ["-m", "uv", "pip", *options, "--python", str(self.python)]
-        pip = ["-m", "pip", "--disable-pip-version-check", *options]
         return [
             # The system's certificates are those that a proxy's is among.
             lambda: self.run_once([str(self.python), *uv], UV_SYSTEM_CERTS="1", **uv_index()),
-            lambda: self.run_once([str(self.python), *pip]),
+            lambda: self.pip(*options),
         ]
 
     def pip(self, command: str, *arguments: str, **env: str) -> int:

@@ -56,7 +56,7 @@ def load_from_safe(filename: str, map_location: str | torch.device | None = None
 
     Args:
         filename: A path, URL or name; see :func:`crossformer_mm.checkpoints.sources.find_file`.
-        map_location: Where tensors go, as in :func:`torch.load`.
+        map_location: The device that tensors go to, as in :func:`.reader.load_file`.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -78,7 +78,7 @@ def load_from_safe(filename: str, map_location: str | torch.device | None = None
             logger="current",
         )
     metadata = getattr(state_dict, "_metadata", {})
-    return {**entries_beside_weights(checkpoint), "state_dict": _must_fit(weights, metadata)}
+    return {**entries_beside_weights(checkpoint), "state_dict": _marked_strict(weights, metadata)}
 
 
 def _without_program(checkpoint: Mapping) -> dict:
@@ -89,7 +89,7 @@ def _without_program(checkpoint: Mapping) -> dict:
     return {**checkpoint, "meta": {key: meta[key] for key in meta if key != "config"}}
 
 
-def _must_fit(weights: Mapping[str, torch.Tensor], metadata: Mapping) -> OrderedDict:
+def _marked_strict(weights: Mapping[str, torch.Tensor], metadata: Mapping) -> OrderedDict:
     """Mark the weights for the backbone, alone or in a model, to check that all of it fits."""
     marked = OrderedDict(weights)
     marked._metadata = OrderedDict(metadata)

@@ -109,8 +109,8 @@ class ValueBuilder:
         except TypeError:  # another number of arguments
             raise UnsafeCheckpointError(f"it calls {node.name} with other arguments") from None
 
-    def storage(self, node: object) -> tuple[Tensor, int]:
-        """The values of a storage, along one axis, and their number."""
+    def storage(self, node: object) -> Tensor:
+        """The values of a storage, along one axis."""
         if type(node) is not Node or node.name != "storage":
             raise UnsafeCheckpointError(f"it has a tensor of {describe_node(node)}")
         if len(node.args) < 5:
@@ -128,8 +128,7 @@ class ValueBuilder:
         memory = self._storages[key]
         if len(memory) != count * dtype.itemsize:
             raise CheckpointError("is damaged: it has a storage of two lengths")
-        values = torch.frombuffer(memory, dtype=dtype) if count else torch.empty(0, dtype=dtype)
-        return values, count
+        return torch.frombuffer(memory, dtype=dtype) if count else torch.empty(0, dtype=dtype)
 
     def pairs(self, pairs: Iterable, kind: type, depth: int) -> tuple[dict, int]:
         """A dict; its keys are plain, or tuples of plain ones: others may hash for ever."""
@@ -208,13 +207,13 @@ def _tensor(
     """Hooks, which would be called by a backward pass, are left out."""
     if flags:
         raise UnsafeCheckpointError("it sets flags of a tensor")
-    values, count = builder.storage(storage)
+    values = builder.storage(storage)
     axes = type(size) is tuple and type(stride) is tuple and len(size) == len(stride) <= 64
     if not axes or not all(type(n) is int and 0 <= n < 1 << 48 for n in (offset, *size, *stride)):
         raise CheckpointError("is damaged: it has a tensor of no valid size")
     entries = math.prod(size)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    if entries and last >= count:
+    if entries and last >= len(values):
         raise CheckpointError("is damaged: it has a tensor that is larger than its storage")
     weight = 1 + entries * values.element_size()
     if weight > builder.limit:

@@ -1,4 +1,4 @@
-"""Hooks that the tools add to every run."""
+"""Compare a loaded checkpoint with the model and its optimizer, and stop where too little fits."""
 
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper

@@ -65,17 +65,12 @@ class _ChunkedAttention(torch.autograd.Function):
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         table, qkv = ctx.saved_tensors
         if torch.is_grad_enabled():  # for second derivatives
-            return tuple(differentiable_gradients(_formula(table, qkv), (table, qkv), grad))
+            output = sdpa.multiply(expand_table(table), qkv)
+            return tuple(differentiable_gradients(output, (table, qkv), grad))
         wide = torch.promote_types(qkv.dtype, torch.float32)
         with torch.autocast(qkv.device.type, enabled=False):
             grad_table, grad_qkv = _backward(table.to(wide), qkv.to(wide), grad.to(wide))
         return grad_table.to(table.dtype), grad_qkv.to(qkv.dtype)
-
-
-def _formula(table: Tensor, qkv: Tensor) -> Tensor:
-    q, k, v = qkv
-    scores = (q * q.shape[-1] ** -0.5) @ k.mT
-    return (scores + expand_table(table).to(scores.dtype)).softmax(dim=-1) @ v
 
 
 def _backward(table: Tensor, qkv: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:

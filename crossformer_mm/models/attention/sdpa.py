@@ -47,13 +47,14 @@ def attend(qkv: Tensor, table: Tensor, plan: GroupPlan, num_heads: int) -> Tenso
 def attention_for(table: Tensor, rectangle: Rectangle) -> Attention:
     """Attention in groups of one shape, with the bias looked up once where it is not too large."""
     if table.device.type == "cpu" and rectangle.group_tokens <= SMALL_GROUP:
-        return partial(_multiply, expand_table(table))
+        return partial(multiply, expand_table(table))
     if rectangle.group_tokens**2 * table.shape[-1] <= BIAS_AT_ONCE:
         return partial(_fused, expand_table(table))
     return partial(fused_by_rows, table)
 
 
-def _multiply(bias: Tensor, qkv: Tensor) -> Tensor:
+def multiply(bias: Tensor, qkv: Tensor) -> Tensor:
+    """Attention of (3, groups, heads, tokens, C / heads) with the bias (heads, tokens, tokens)."""
     q, k, v = qkv
     scores = (q * q.shape[-1] ** -0.5) @ k.mT
     return (scores + bias.to(scores.dtype)).softmax(dim=-1) @ v
