@@ -1,52 +1,9 @@
 """The eight architectures of the two papers, and the check of a user's own."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 
 STAGES = 4
-
-# (embed_dims, depths, num_heads, drop_path_rate), CrossFormer table 2 and CrossFormer++ table 3
-_SIZES = {
-    "tiny": (64, (1, 1, 8, 6), (2, 4, 8, 16), 0.1),
-    "small": (96, (2, 2, 6, 2), (3, 6, 12, 24), 0.2),
-    "base": (96, (2, 2, 18, 2), (3, 6, 12, 24), 0.3),
-    "large": (128, (2, 2, 18, 2), (4, 8, 16, 32), 0.5),
-    "pp-small": (64, (2, 2, 18, 2), (2, 4, 8, 16), 0.2),
-    "pp-base": (96, (2, 2, 18, 2), (3, 6, 12, 24), 0.3),
-    "pp-large": (128, (2, 2, 18, 2), (4, 8, 16, 32), 0.5),
-    "pp-huge": (128, (6, 6, 18, 2), (4, 8, 16, 32), 0.5),
-}
-
-SHORT_NAMES = {
-    "t": "tiny",
-    "s": "small",
-    "b": "base",
-    "l": "large",
-    "pp-s": "pp-small",
-    "pp-b": "pp-base",
-    "pp-l": "pp-large",
-    "pp-h": "pp-huge",
-}
-
-
-def _published(name: str) -> dict:
-    embed_dims, depths, num_heads, drop_path_rate = _SIZES[name]
-    plus_plus = name.startswith("pp-")
-    return {
-        "embed_dims": embed_dims,
-        "depths": depths,
-        "num_heads": num_heads,
-        "group_size": (4, 4, 14, 7) if plus_plus else (7, 7, 7, 7),
-        "interval": (4, 2, 1, 1) if plus_plus else (8, 4, 2, 1),
-        "amplitude_cooling": plus_plus,
-        "drop_path_rate": drop_path_rate,
-    }
-
-
-ARCH_ZOO = {name: _published(name) for name in _SIZES}
-
-_REQUIRED = ("embed_dims", "depths", "num_heads")
-_OPTIONAL = ("group_size", "interval", "amplitude_cooling", "drop_path_rate")
 
 PerBlock = tuple[tuple[int, ...], ...]
 
@@ -60,12 +17,41 @@ class Architecture:
     num_heads: tuple[int, ...]
     group_size: PerBlock
     interval: PerBlock
-    amplitude_cooling: bool
-    drop_path_rate: float
+    amplitude_cooling: bool = False
+    drop_path_rate: float = 0.0
 
     def channels(self, stage: int) -> int:
         """Channels of a stage's tokens."""
         return self.embed_dims * 2**stage
+
+
+def _published(
+    embed_dims: int, depths: tuple, num_heads: tuple, drop_path_rate: float, plus_plus: bool = False
+) -> dict:
+    return {
+        "embed_dims": embed_dims,
+        "depths": depths,
+        "num_heads": num_heads,
+        "group_size": (4, 4, 14, 7) if plus_plus else (7, 7, 7, 7),
+        "interval": (4, 2, 1, 1) if plus_plus else (8, 4, 2, 1),
+        "amplitude_cooling": plus_plus,
+        "drop_path_rate": drop_path_rate,
+    }
+
+
+# CrossFormer, table 2, and CrossFormer++, table 3
+ARCH_ZOO = {
+    "tiny": _published(64, (1, 1, 8, 6), (2, 4, 8, 16), 0.1),
+    "small": _published(96, (2, 2, 6, 2), (3, 6, 12, 24), 0.2),
+    "base": _published(96, (2, 2, 18, 2), (3, 6, 12, 24), 0.3),
+    "large": _published(128, (2, 2, 18, 2), (4, 8, 16, 32), 0.5),
+    "pp-small": _published(64, (2, 2, 18, 2), (2, 4, 8, 16), 0.2, plus_plus=True),
+    "pp-base": _published(96, (2, 2, 18, 2), (3, 6, 12, 24), 0.3, plus_plus=True),
+    "pp-large": _published(128, (2, 2, 18, 2), (4, 8, 16, 32), 0.5, plus_plus=True),
+    "pp-huge": _published(128, (6, 6, 18, 2), (4, 8, 16, 32), 0.5, plus_plus=True),
+}
+# 't' for tiny, 'pp-s' for pp-small
+SHORT_NAMES = {name[: name.find("-") + 2]: name for name in ARCH_ZOO}
 
 
 def resolve_architecture(
@@ -77,9 +63,8 @@ def resolve_architecture(
     """Look up or check an architecture; arguments that are not None replace its own values.
 
     Args:
-        arch: A name of :data:`ARCH_ZOO` or :data:`SHORT_NAMES`, or a mapping with ``embed_dims``,
-            ``depths`` and ``num_heads`` (four each for the last two), and optionally
-            ``group_size``, ``interval``, ``amplitude_cooling`` and ``drop_path_rate``.
+        arch: A name of :data:`ARCH_ZOO` or :data:`SHORT_NAMES`, or a mapping with the fields of
+            :class:`Architecture`; the last two of them may be left out.
         group_size: One number, one per stage, or for a stage one per block.
         interval: As ``group_size``.
         drop_path_rate: Rate at the last block.
@@ -88,21 +73,24 @@ def resolve_architecture(
         ValueError: If a value is out of range, missing or of the wrong length.
         TypeError: If a value is of the wrong type.
     """
-    entries = {**_lookup(arch), **_given(group_size=group_size, interval=interval)}
-    entries.update(_given(drop_path_rate=drop_path_rate))
+    entries = ARCH_ZOO[full_name(arch)] if isinstance(arch, str) else arch
+    if not isinstance(entries, Mapping):
+        raise TypeError(f"arch must be a name or a dict, not {arch!r}")
+    given = dict(group_size=group_size, interval=interval, drop_path_rate=drop_path_rate)
+    entries = {**entries, **{name: v for name, v in given.items() if v is not None}}
+    known = {field.name: field for field in fields(Architecture)}
+    for name in entries:
+        if name not in known:
+            raise ValueError(f"arch has no entry {name!r}: the entries are {', '.join(known)}")
+    for name, field in known.items():
+        if field.default is MISSING and name not in entries:
+            raise ValueError(f"{name} is missing: arch has no {name!r}")
+    for name in ("depths", "num_heads"):
+        values = enumerate(_per_stage(f"arch[{name!r}]", entries[name]))
+        entries[name] = tuple(check_positive(f"arch[{name!r}][{i}]", v) for i, v in values)
     for name in ("group_size", "interval"):
-        if name not in entries:
-            raise ValueError(f"{name} is missing: give it in arch or as an argument")
-    depths = _per_stage("arch['depths']", entries["depths"])
-    architecture = Architecture(
-        embed_dims=entries["embed_dims"],
-        depths=depths,
-        num_heads=_per_stage("arch['num_heads']", entries["num_heads"]),
-        group_size=_per_block("group_size", entries["group_size"], depths),
-        interval=_per_block("interval", entries["interval"], depths),
-        amplitude_cooling=entries.get("amplitude_cooling", False),
-        drop_path_rate=entries.get("drop_path_rate", 0.0),
-    )
+        entries[name] = _per_block(name, entries[name], entries["depths"])
+    architecture = Architecture(**entries)
     _check_widths(architecture)
     return architecture
 
@@ -114,25 +102,6 @@ def full_name(arch: str) -> str:
         known = ", ".join([*ARCH_ZOO, *SHORT_NAMES])
         raise ValueError(f"unknown arch {arch!r}: choose one of {known}, or give a dict")
     return name
-
-
-def _given(**values: object) -> dict:
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _lookup(arch: str | Mapping) -> dict:
-    if isinstance(arch, str):
-        return dict(ARCH_ZOO[full_name(arch)])
-    if not isinstance(arch, Mapping):
-        raise TypeError(f"arch must be a name or a dict, not {arch!r}")
-    for name in _REQUIRED:
-        if name not in arch:
-            raise ValueError(f"arch has no {name!r}: it needs {', '.join(_REQUIRED)}")
-    for name in arch:
-        if name not in (*_REQUIRED, *_OPTIONAL):
-            known = ", ".join((*_REQUIRED, *_OPTIONAL))
-            raise ValueError(f"arch has an unknown entry {name!r}: the entries are {known}")
-    return dict(arch)
 
 
 def _is_sequence(value: object) -> bool:
@@ -148,24 +117,20 @@ def check_positive(name: str, value: object) -> int:
     return value
 
 
-def _per_stage(name: str, values: object) -> tuple[int, ...]:
+def _per_stage(name: str, values: object) -> Sequence:
     if not _is_sequence(values) or len(values) != STAGES:
         raise ValueError(f"{name} must have {STAGES} entries, one per stage, not {values!r}")
-    return tuple(check_positive(f"{name}[{stage}]", value) for stage, value in enumerate(values))
+    return values
 
 
 def _per_block(name: str, values: object, depths: Sequence[int]) -> PerBlock:
-    if not _is_sequence(values):
-        values = (values,) * STAGES
-    if len(values) != STAGES:
-        raise ValueError(f"{name} must have {STAGES} entries, one per stage, not {values!r}")
+    values = _per_stage(name, values if _is_sequence(values) else (values,) * STAGES)
     stages = []
     for stage, (value, depth) in enumerate(zip(values, depths, strict=True)):
-        blocks = tuple(value) if _is_sequence(value) else (value,) * depth
+        blocks = value if _is_sequence(value) else (value,) * depth
         if len(blocks) != depth:
-            raise ValueError(
-                f"{name}[{stage}] must be one number or {depth}, one per block, not {value!r}"
-            )
+            allowed = f"one number or {depth}, one per block"
+            raise ValueError(f"{name}[{stage}] must be {allowed}, not {value!r}")
         stages.append(tuple(check_positive(f"{name}[{stage}]", block) for block in blocks))
     return tuple(stages)
 
@@ -173,16 +138,12 @@ def _per_block(name: str, values: object, depths: Sequence[int]) -> PerBlock:
 def _check_widths(arch: Architecture) -> None:
     check_positive("arch['embed_dims']", arch.embed_dims)
     if arch.embed_dims < 16 or arch.embed_dims % 8:
-        raise ValueError(
-            "arch['embed_dims'] must be a multiple of 8 and at least 16 (the stem and the "
-            f"position bias divide it), not {arch.embed_dims}"
-        )
+        allowed = "a multiple of 8 and at least 16"  # the stem and the position bias divide it
+        raise ValueError(f"arch['embed_dims'] must be {allowed}, not {arch.embed_dims}")
     for stage, heads in enumerate(arch.num_heads):
         if arch.channels(stage) % heads:
-            raise ValueError(
-                f"arch['num_heads'][{stage}] = {heads} must divide the {arch.channels(stage)} "
-                f"channels of stage {stage}"
-            )
+            channels = f"the {arch.channels(stage)} channels of the stage"
+            raise ValueError(f"arch['num_heads'][{stage}] = {heads} must divide {channels}")
     if not isinstance(arch.amplitude_cooling, bool):
         raise TypeError(f"amplitude_cooling must be True or False, not {arch.amplitude_cooling!r}")
     if not isinstance(arch.drop_path_rate, (int, float)):

@@ -4,15 +4,17 @@ import torch
 from torch import Tensor, nn
 
 from crossformer_mm.models.attention import GroupedAttention
+from crossformer_mm.models.attention.rectangles import why_not
 from crossformer_mm.models.grouping import plan_groups
+
+# Numbers of hidden values: of a piece, which stay in a processor's cache, and of the smallest map
+# that is cut into pieces. Chosen with tools/benchmark.py.
+HIDDEN_AT_ONCE = 2**20
+HIDDEN_OF_LARGE_MAPS = 2**23
 
 
 class DropPath(nn.Module):
-    """Add a residual branch, but for random samples while training (stochastic depth).
-
-    Args:
-        rate: Probability to drop, in [0, 1).
-    """
+    """Add a residual branch; in training, drop it for random samples at a rate in [0, 1)."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -27,45 +29,41 @@ class DropPath(nn.Module):
         # A tensor of 1 / keep would be rounded in half precision, a number is not.
         return torch.addcmul(x, branch, kept, value=1 / keep)
 
-    def extra_repr(self) -> str:  # noqa: D102
-        return f"rate={self.rate:.3f}"
-
 
 class Mlp(nn.Module):
     """Two linear layers with a GELU between.
 
-    Args:
-        embed_dims: Channels in and out.
-        hidden: Channels between.
+    Without gradients a large map goes through them piece by piece, and hooks see the pieces: the
+    hidden values of all of it would take most of the memory, and twice the time to write and read.
     """
 
     def __init__(self, embed_dims: int, hidden: int) -> None:
         super().__init__()
+        self.hidden = hidden
         self.fc1 = nn.Linear(embed_dims, hidden)
         self.act = nn.GELU()
         self.fc2 = nn.Linear(hidden, embed_dims)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C)."""
-        return self.fc2(self.act(self.fc1(x)))
+        values = x.numel() // x.shape[-1] * self.hidden
+        if torch.is_grad_enabled() or values < HIDDEN_OF_LARGE_MAPS or why_not(x):
+            return self.fc2(self.act(self.fc1(x)))
+        pieces = x.flatten(0, -2).split(max(1, HIDDEN_AT_ONCE // self.hidden))
+        return torch.cat([self.fc2(self.act(self.fc1(piece))) for piece in pieces]).view_as(x)
 
 
 class CrossFormerBlock(nn.Module):
-    """A block with short or long distance attention.
+    """A block with short or long distance attention; the groups are those of :func:`plan_groups`.
 
     Args:
         embed_dims: Channels C.
         num_heads: Attention heads.
-        group_size: Tokens along a side of a group.
-        interval: Distance between the tokens of a long distance group.
-        lda_mode: Rule of long distance attention, one of :data:`grouping.LDA_MODES`.
-        long_distance: Whether this block uses LDA rather than SDA.
+        group_size, interval, lda_mode, long_distance: As for :func:`plan_groups`.
         amplitude_cooling: Whether a cooling layer follows (CrossFormer++, section 3.5).
         drop_path_rate: Probability to drop a residual branch.
-        attn_backend: See :class:`GroupedAttention`.
+        attn_backend: See :func:`choose_backend`.
     """
-
-    mlp_ratio = 4
 
     def __init__(
         self,
@@ -80,14 +78,12 @@ class CrossFormerBlock(nn.Module):
         attn_backend: str = "auto",
     ) -> None:
         super().__init__()
-        self.group_size = group_size
-        self.interval = interval
-        self.lda_mode = lda_mode
-        self.long_distance = long_distance
+        self.group_size, self.interval = group_size, interval
+        self.lda_mode, self.long_distance = lda_mode, long_distance
         self.norm1 = nn.LayerNorm(embed_dims)
         self.attn = GroupedAttention(embed_dims, num_heads, attn_backend)
         self.norm2 = nn.LayerNorm(embed_dims)
-        self.mlp = Mlp(embed_dims, embed_dims * self.mlp_ratio)
+        self.mlp = Mlp(embed_dims, 4 * embed_dims)
         self.drop_path = DropPath(drop_path_rate)
         self.amplitude_cooling = amplitude_cooling
         if amplitude_cooling:
@@ -96,10 +92,8 @@ class CrossFormerBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
-        height, width = x.shape[1:3]
-        plan = plan_groups(
-            height, width, self.group_size, self.interval, self.lda_mode, self.long_distance
-        )
+        rule = (self.group_size, self.interval, self.lda_mode, self.long_distance)
+        plan = plan_groups(*x.shape[1:3], *rule)
         x = self.drop_path(x, self.attn(self.norm1(x), plan))
         x = self.drop_path(x, self.mlp(self.norm2(x)))
         if self.amplitude_cooling:

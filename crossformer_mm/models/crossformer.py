@@ -18,13 +18,7 @@ from crossformer_mm.models.attention import ATTN_BACKENDS
 from crossformer_mm.models.block import CrossFormerBlock
 from crossformer_mm.models.cross_scale_embedding import CrossScaleDownsample, CrossScaleStem
 from crossformer_mm.models.grouping import LDA_MODES
-from crossformer_mm.models.state_dict import (
-    PREFIX,
-    STRICT,
-    check_backbone,
-    load_backbone,
-    shapes_of,
-)
+from crossformer_mm.models.state_dict import PREFIX, STRICT, check_before_loading, load_backbone
 
 MIN_IMAGE_SIZE = 32
 
@@ -32,27 +26,17 @@ MIN_IMAGE_SIZE = 32
 class CrossFormerStage(nn.Module):
     """The blocks of one stage, SDA and LDA in turn, and the embedding that leads to the next.
 
-    Args:
-        arch: The architecture.
-        stage: Index of the stage, 0 to 3.
-        drop_path_rates: One rate per block.
-        lda_mode: Rule of long distance attention.
-        attn_backend: See :class:`GroupedAttention`.
-        with_cp: Whether to recompute each block in the backward pass to save memory.
+    The drop path rate grows linearly from 0 at the model's first block to that of the architecture
+    at its last one. The arguments are as in :class:`CrossFormer`.
     """
 
     def __init__(
-        self,
-        arch: Architecture,
-        stage: int,
-        drop_path_rates: Sequence[float],
-        lda_mode: str,
-        attn_backend: str,
-        with_cp: bool,
+        self, arch: Architecture, stage: int, lda_mode: str, attn_backend: str, with_cp: bool
     ) -> None:
         super().__init__()
         self.with_cp = with_cp
-        depth = arch.depths[stage]
+        depth, blocks_before = arch.depths[stage], sum(arch.depths[:stage])
+        drop_path_step = arch.drop_path_rate / max(1, sum(arch.depths) - 1)
         self.blocks = nn.ModuleList(
             CrossFormerBlock(
                 embed_dims=arch.channels(stage),
@@ -62,7 +46,7 @@ class CrossFormerStage(nn.Module):
                 lda_mode=lda_mode,
                 long_distance=i % 2 == 1,
                 amplitude_cooling=arch.amplitude_cooling and (i + 1) % 3 == 0 and i < depth - 1,
-                drop_path_rate=drop_path_rates[i],
+                drop_path_rate=drop_path_step * (blocks_before + i),
                 attn_backend=attn_backend,
             )
             for i in range(depth)
@@ -110,8 +94,8 @@ class CrossFormer(BaseModule):
         with_cp: Recompute each block in the backward pass to save memory.
         attn_backend: ``'auto'``, ``'eager'``, ``'sdpa'``, ``'chunked'`` or ``'triton'``; see
             :func:`choose_backend`. All give the same result.
-        init_cfg: ``dict(type='Pretrained', checkpoint=FILE)`` loads a checkpoint and raises if it
-            does not fit; see :func:`crossformer_mm.models.state_dict.load_backbone`.
+        init_cfg: ``dict(type='Pretrained', checkpoint=FILE)`` loads a checkpoint that must fit;
+            see :func:`crossformer_mm.models.state_dict.load_backbone`.
 
     Raises:
         ValueError: If an argument is out of range; the message names it.
@@ -141,16 +125,18 @@ class CrossFormer(BaseModule):
         self.arch = resolve_architecture(arch, group_size, interval, drop_path_rate)
         _check_choice("lda_mode", lda_mode, LDA_MODES)
         _check_choice("attn_backend", attn_backend, ATTN_BACKENDS)
-        self.in_channels = check_positive("in_channels", in_channels)
-        self.out_indices = _check_out_indices(out_indices, final_norm)
-        self.frozen_stages = _check_frozen_stages(frozen_stages)
+        _check_out_indices(out_indices, final_norm)
+        if type(frozen_stages) is not int or not -1 <= frozen_stages <= STAGES:
+            raise ValueError(f"frozen_stages must be from -1 to {STAGES}, not {frozen_stages!r}")
         if not isinstance(with_cp, bool):
             raise TypeError(f"with_cp must be True or False, not {with_cp!r}")
+        self.in_channels = check_positive("in_channels", in_channels)
+        self.out_indices = tuple(out_indices)
+        self.frozen_stages = frozen_stages
 
         self.patch_embed = CrossScaleStem(in_channels, self.arch.embed_dims)
-        rates = _split_linearly(self.arch.drop_path_rate, self.arch.depths)
         self.layers = nn.ModuleList(
-            CrossFormerStage(self.arch, stage, rates[stage], lda_mode, attn_backend, with_cp)
+            CrossFormerStage(self.arch, stage, lda_mode, attn_backend, with_cp)
             for stage in range(STAGES)
         )
         if final_norm:
@@ -185,7 +171,9 @@ class CrossFormer(BaseModule):
         elif self.init_cfg:
             super().init_weights()
         elif self._built_on_meta:
-            self.apply(_reset)
+            for module in self.modules():
+                if hasattr(module, "reset_parameters"):
+                    module.reset_parameters()
             self.apply(_init_linear)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
@@ -201,18 +189,22 @@ class CrossFormer(BaseModule):
         Raises:
             ValueError: If the image has another number of axes or channels, or is too small.
         """
-        self._check_image(image)
+        shape = tuple(image.shape)
+        if len(shape) != 4 or shape[1] != self.in_channels:
+            raise ValueError(f"image must be (B, {self.in_channels}, H, W), not {shape}")
+        if min(shape[2:]) < MIN_IMAGE_SIZE:
+            least = f"{MIN_IMAGE_SIZE} x {MIN_IMAGE_SIZE}"
+            raise ValueError(f"image must be at least {least} pixels, not {shape[2]} x {shape[3]}")
         x = self.patch_embed(image)
         maps = []
         for index in range(self.out_indices[-1] + 1):
-            stage = self.layers[index]
-            x = stage(x)
+            if index > 0:
+                x = self.layers[index - 1].downsample(x)
+            x = self.layers[index](x)
             if index in self.out_indices:
-                last = self.final_norm and index == STAGES - 1
-                out = self.norm(x) if last else x
+                is_last = index == STAGES - 1
+                out = self.norm(x) if self.final_norm and is_last else x
                 maps.append(out.permute(0, 3, 1, 2).contiguous())
-            if index < self.out_indices[-1]:
-                x = stage.downsample(x)
         return tuple(maps)
 
     def train(self, mode: bool = True) -> "CrossFormer":
@@ -226,16 +218,8 @@ class CrossFormer(BaseModule):
     ) -> None:
         # mmengine only warns about weights that do not fit, and goes on with random ones.
         if local_metadata.get(STRICT):
-            self._check_weights(
-                {n.removeprefix(prefix): v for n, v in state_dict.items() if n.startswith(prefix)}
-            )
+            check_before_loading(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
-
-    def _check_weights(self, weights: dict[str, Tensor]) -> None:
-        if not self.final_norm:
-            weights = {name: v for name, v in weights.items() if not name.startswith("norm.")}
-        expected = shapes_of(self.state_dict())
-        check_backbone(weights, expected, "the checkpoint does not fit this backbone")
 
     def _freeze(self) -> None:
         if self.frozen_stages < 0:
@@ -244,71 +228,36 @@ class CrossFormer(BaseModule):
             module.eval()
             module.requires_grad_(False)
 
-    def _check_image(self, image: Tensor) -> None:
-        shape = tuple(image.shape)
-        if len(shape) != 4 or shape[1] != self.in_channels:
-            raise ValueError(f"image must be (B, {self.in_channels}, H, W), not {shape}")
-        if min(shape[2:]) < MIN_IMAGE_SIZE:
-            raise ValueError(
-                f"image must be at least {MIN_IMAGE_SIZE} x {MIN_IMAGE_SIZE} pixels, "
-                f"not {shape[2]} x {shape[3]}"
-            )
-
-
-def _split_linearly(last: float, depths: Sequence[int]) -> list[list[float]]:
-    """Rates that grow from 0 at the first block to ``last`` at the last one, per stage."""
-    step = last / max(1, sum(depths) - 1)
-    starts = [sum(depths[:stage]) for stage in range(len(depths))]
-    return [[step * (start + i) for i in range(n)] for start, n in zip(starts, depths, strict=True)]
-
 
 def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     if value not in choices:
         raise ValueError(f"unknown {name} {value!r}: choose one of {', '.join(choices)}")
 
 
-def _check_out_indices(out_indices: Sequence[int], final_norm: bool) -> tuple[int, ...]:
-    indices = tuple(out_indices) if isinstance(out_indices, Sequence) else ()
+def _check_out_indices(out_indices: Sequence[int], final_norm: bool) -> None:
+    indices = list(out_indices) if isinstance(out_indices, Sequence) else []
     in_range = all(type(i) is int and 0 <= i < STAGES for i in indices)
-    if not indices or not in_range or list(indices) != sorted(set(indices)):
+    if not indices or not in_range or indices != sorted(set(indices)):
         raise ValueError(f"out_indices must be rising stages from 0 to 3, not {out_indices!r}")
     if final_norm and STAGES - 1 not in indices:
         raise ValueError(f"final_norm needs stage 3 in out_indices, not {out_indices!r}")
-    return indices
-
-
-def _check_frozen_stages(frozen_stages: int) -> int:
-    if type(frozen_stages) is not int or not -1 <= frozen_stages <= STAGES:
-        raise ValueError(f"frozen_stages must be from -1 to {STAGES}, not {frozen_stages!r}")
-    return frozen_stages
 
 
 def _find_pretrained(init_cfg: object) -> tuple[str, str] | None:
     """The file and prefix of the forms of ``init_cfg`` that mmengine knows, or None."""
     forms = init_cfg if isinstance(init_cfg, list | tuple) else [init_cfg]
-    found = [form for form in forms if isinstance(form, Mapping) and _is_pretrained(form)]
-    if not found:
+    kinds = [form.get("type") for form in forms if isinstance(form, Mapping)]
+    names = [getattr(kind, "__name__", kind) for kind in kinds]
+    if not any(name in ("Pretrained", "PretrainedInit") for name in names):
         return None
-    entry = dict(found[0])
-    entry.pop("type")
-    unknown = set(entry) - {"checkpoint", "prefix", "map_location"}
-    if len(forms) > 1 or unknown or "checkpoint" not in entry:
+    known, entry = ("type", "checkpoint", "prefix", "map_location"), forms[0]
+    if len(forms) > 1 or "checkpoint" not in entry or any(name not in known for name in entry):
         raise ValueError(
             "init_cfg must be dict(type='Pretrained', checkpoint=FILE), with prefix if the names "
             f"in the file have another than 'backbone.', not {init_cfg!r}"
         )
     prefix = entry.get("prefix") or PREFIX
     return entry["checkpoint"], prefix.rstrip(".") + "."
-
-
-def _is_pretrained(form: Mapping) -> bool:
-    kind = form.get("type")
-    return getattr(kind, "__name__", kind) in ("Pretrained", "PretrainedInit")
-
-
-def _reset(module: nn.Module) -> None:
-    if hasattr(module, "reset_parameters"):
-        module.reset_parameters()
 
 
 def _init_linear(module: nn.Module) -> None:

@@ -33,14 +33,16 @@ class GroupPlan(NamedTuple):
     interval: int
 
     @property
+    def regions(self) -> tuple[int, int]:
+        """Regions that cover the map's height and width."""
+        rows = _divide_up(self.height, self.group_height * self.interval)
+        return rows, _divide_up(self.width, self.group_width * self.interval)
+
+    @property
     def padded_size(self) -> tuple[int, int]:
         """Height and width of the map rounded up to whole regions."""
-        region_height = self.group_height * self.interval
-        region_width = self.group_width * self.interval
-        return (
-            _divide_up(self.height, region_height) * region_height,
-            _divide_up(self.width, region_width) * region_width,
-        )
+        rows, columns = self.regions
+        return rows * self.group_height * self.interval, columns * self.group_width * self.interval
 
     @property
     def is_filled(self) -> bool:
@@ -75,23 +77,22 @@ def _divide_up(length: int, part: int) -> int:
 
 def partition(x: Tensor, plan: GroupPlan) -> Tensor:
     """Pad a map with zeros and split it: (B, H, W, C) -> (B, groups, tokens, C)."""
-    batch, height, width, channels = x.shape
-    padded_height, padded_width = plan.padded_size
-    x = F.pad(x, (0, 0, 0, padded_width - width, 0, padded_height - height))
-    x = x.reshape(batch, *_split_shape(plan), channels)
+    (height, width), (rows, columns) = plan.padded_size, plan.regions
+    x = F.pad(x, (0, 0, 0, width - plan.width, 0, height - plan.height))
+    in_rows, in_columns = (plan.group_height, plan.interval), (plan.group_width, plan.interval)
+    x = x.reshape(x.shape[0], rows, *in_rows, columns, *in_columns, x.shape[-1])
     # (B, region y, member y, offset y, region x, member x, offset x, C)
-    x = x.permute(0, 1, 3, 4, 6, 2, 5, 7)
-    return x.flatten(5, 6).flatten(1, 4)
+    return x.permute(0, 1, 3, 4, 6, 2, 5, 7).flatten(5, 6).flatten(1, 4)
 
 
 def merge(groups: Tensor, plan: GroupPlan) -> Tensor:
     """Undo :func:`partition`, padding removed: (B, groups, tokens, C) -> (B, H, W, C)."""
     batch, channels = groups.shape[0], groups.shape[-1]
-    rows, member_y, step, columns, member_x, _ = _split_shape(plan)
-    x = groups.reshape(batch, rows, step, columns, step, member_y, member_x, channels)
+    (rows, columns), step = plan.regions, plan.interval
+    members = (plan.group_height, plan.group_width)
+    x = groups.reshape(batch, rows, step, columns, step, *members, channels)
     # (B, region y, offset y, region x, offset x, member y, member x, C)
-    x = x.permute(0, 1, 5, 2, 3, 6, 4, 7)
-    x = x.reshape(batch, *plan.padded_size, channels)
+    x = x.permute(0, 1, 5, 2, 3, 6, 4, 7).reshape(batch, *plan.padded_size, channels)
     return x[:, : plan.height, : plan.width]
 
 
@@ -101,14 +102,6 @@ def real_tokens(plan: GroupPlan, device: torch.device) -> Tensor | None:
         return None
     ones = torch.ones(1, plan.height, plan.width, 1, dtype=torch.bool, device=device)
     return partition(ones, plan)[0, ..., 0]
-
-
-def _split_shape(plan: GroupPlan) -> tuple[int, int, int, int, int, int]:
-    """(regions, members, offsets) of the padded height, then of the padded width."""
-    padded_height, padded_width = plan.padded_size
-    rows = padded_height // (plan.group_height * plan.interval)
-    columns = padded_width // (plan.group_width * plan.interval)
-    return rows, plan.group_height, plan.interval, columns, plan.group_width, plan.interval
 
 
 class AxisPart(NamedTuple):
@@ -170,10 +163,12 @@ def _split_range(whole: range, at_once: int) -> list[range]:
     return [whole[start : start + at_once] for start in range(0, len(whole), at_once)]
 
 
-def rectangle_view(x: Tensor, plan: GroupPlan, rectangle: Rectangle) -> Tensor:
-    """View the tokens of a rectangle in their map.
+def _view_groups(
+    x: Tensor, plan: GroupPlan, rectangle: Rectangle, parts: int, num_heads: int
+) -> Tensor:
+    """View the groups of a rectangle, by head, in their map (B, H, W, parts * C), contiguous.
 
-    (B, H, W, C), contiguous -> (B, region y, member y, offset y, region x, member x, offset x, C).
+    (parts, B, region y, offset y, region x, offset x, heads, member y, member x, C / heads).
     """
     batch, _, width, channels = x.shape
     sizes, strides, start = [batch], [x.stride(0)], x.storage_offset()
@@ -182,7 +177,9 @@ def rectangle_view(x: Tensor, plan: GroupPlan, rectangle: Rectangle) -> Tensor:
         sizes += [len(part.regions), part.members, len(part.offsets)]
         strides += [group * plan.interval * stride, plan.interval * stride, stride]
         start += (part.regions.start * group * plan.interval + part.offsets.start) * stride
-    return x.as_strided([*sizes, channels], [*strides, 1], start)
+    view = x.as_strided([*sizes, channels], [*strides, 1], start)
+    view = view.unflatten(-1, (parts, num_heads, channels // (parts * num_heads)))
+    return view.permute(7, 0, 1, 3, 4, 6, 8, 2, 5, 9)
 
 
 def take_groups(
@@ -193,17 +190,12 @@ def take_groups(
     (B, H, W, parts * C), contiguous -> (parts, groups, heads, tokens, C / heads), with the groups
     of all images one after another.
     """
-    view = rectangle_view(x, plan, rectangle)
-    view = view.unflatten(-1, (parts, num_heads, x.shape[-1] // (parts * num_heads)))
-    # (parts, B, region y, offset y, region x, offset x, heads, member y, member x, C / heads)
-    view = view.permute(7, 0, 1, 3, 4, 6, 8, 2, 5, 9)
+    view = _view_groups(x, plan, rectangle, parts, num_heads)
     shape = (parts, -1, num_heads, rectangle.group_tokens, view.shape[-1])
     return view.reshape(shape).contiguous()
 
 
 def put_groups(groups: Tensor, x: Tensor, plan: GroupPlan, rectangle: Rectangle) -> None:
     """Undo :func:`take_groups`: write (parts, groups, heads, tokens, C / heads) into the map."""
-    parts, _, num_heads, _, head_dims = groups.shape
-    view = rectangle_view(x, plan, rectangle)
-    view = view.unflatten(-1, (parts, num_heads, head_dims)).permute(7, 0, 1, 3, 4, 6, 8, 2, 5, 9)
+    view = _view_groups(x, plan, rectangle, groups.shape[0], groups.shape[2])
     view.copy_(groups.reshape(view.shape))

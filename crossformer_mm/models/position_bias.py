@@ -6,11 +6,9 @@ from torch import Tensor, nn
 
 
 class DynamicPositionBias(nn.Module):
-    """Learn the bias of every offset between two tokens of a group, for groups of any shape.
+    """Learn the bias of every offset between two tokens of a group, for each head.
 
-    Args:
-        embed_dims: Channels of the block; the MLP is ``embed_dims // 16`` wide.
-        num_heads: Attention heads, one bias each.
+    Groups may have any shape. The MLP is ``embed_dims // 16`` wide.
     """
 
     def __init__(self, embed_dims: int, num_heads: int) -> None:
@@ -50,36 +48,32 @@ def expand_table(table: Tensor) -> Tensor:
 
 
 def expand_rows(table: Tensor, rows: range) -> Tensor:
-    """Look up the pairs whose query is in some rows of the group.
+    """Look up the pairs whose query is in some rows of the group, within 0 to h - 1.
 
-    Args:
-        table: (2h - 1, 2w - 1, heads).
-        rows: Rows of query tokens, within 0 to h - 1.
-
-    Returns:
-        (heads, len(rows) * w, h * w).
+    (2h - 1, 2w - 1, heads) -> (heads, len(rows) * w, h * w).
     """
     height, width = (table.shape[0] + 1) // 2, (table.shape[1] + 1) // 2
-    # windows[yi, xi, head, a, b] = table[yi + a, xi + b, head], and a = height - 1 - yj
-    windows = table.unfold(0, height, 1).unfold(1, width, 1)[rows.start : rows.stop]
-    bias = windows.flip(-2, -1).permute(2, 0, 1, 3, 4)
-    return bias.reshape(-1, len(rows) * width, height * width)
+    # (heads, row of the table, xi, xj), by column xi - xj + width - 1 of the table
+    columns = table.permute(2, 0, 1).unfold(2, width, 1).flip(1, -1)
+    # (heads, xi, row from the last one, xj): for yi, the rows of all yj are one slice
+    columns = columns.transpose(1, 2).contiguous()
+    starts = [height - 1 - yi for yi in rows]
+    bias = torch.stack([columns[:, :, start : start + height] for start in starts], dim=1)
+    return bias.view(-1, len(rows) * width, height * width)
 
 
 def sum_rows(bias: Tensor, rows: range, into: Tensor) -> None:
     """Undo :func:`expand_rows` for gradients: add every value to the entry it was looked up from.
 
-    Args:
-        bias: (heads, len(rows) * w, h * w).
-        rows: As for :func:`expand_rows`.
-        into: (2h - 1, 2w - 1, heads), changed in place.
+    (heads, len(rows) * w, h * w), added in place to (2h - 1, 2w - 1, heads).
     """
     height, width = (into.shape[0] + 1) // 2, (into.shape[1] + 1) // 2
-    # (heads, yi, a, xi, b) with a = height - 1 - yj and b = width - 1 - xj
-    windows = bias.view(-1, len(rows), width, height, width).flip(-2, -1).transpose(2, 3)
-    columns = _sum_shifted(windows)  # (heads, yi, a, column of the table)
-    entries = _sum_shifted(columns.permute(0, 3, 1, 2))  # (heads, column, row)
-    into[rows.start : rows.start + entries.shape[-1]] += entries.permute(2, 1, 0)
+    span = len(rows) + height - 1
+    columns = bias.new_zeros(into.shape[-1], width, span, width)  # as in expand_rows
+    for yi, row in enumerate(reversed(bias.view(-1, len(rows), width, height, width).unbind(1))):
+        columns[:, :, yi : yi + height] += row
+    entries = _sum_shifted(columns.transpose(1, 2).flip(-1))  # (heads, row from the last, column)
+    into[rows.start : rows.start + span] += entries.flip(1).permute(1, 2, 0)
 
 
 def _sum_shifted(x: Tensor) -> Tensor:

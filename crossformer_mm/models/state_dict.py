@@ -6,7 +6,6 @@ the names of their necks and heads, which have not changed since mmdet 2.8 and m
 of all names may stand the ``module.`` of data parallel training.
 """
 
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -94,24 +93,20 @@ def extract_state_dict(checkpoint: object, filename: str | Path) -> dict[str, Te
     Raises:
         CheckpointError: If there are none, or two of them get the same name.
     """
-    if not isinstance(checkpoint, Mapping) or not find_state_dict(checkpoint):
+    found = find_state_dict(checkpoint) if isinstance(checkpoint, Mapping) else {}
+    if not found:
         raise CheckpointError(f"checkpoint {filename} holds no state dict")
-    checkpoint = find_state_dict(checkpoint)
-    for name, value in checkpoint.items():
+    for name, value in found.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise CheckpointError(
-                f"checkpoint {filename} holds no state dict of tensors: "
-                f"{one_line(repr(name), 100)} is {describe(value)}"
-            )
-    weights = {name.removeprefix("module."): value for name, value in checkpoint.items()}
-    if len(weights) < len(checkpoint):
-        raise CheckpointError(
-            f"checkpoint {filename} has weights both with and without 'module.' in front"
-        )
+            wrong = f"{one_line(repr(name), 100)} is {describe(value)}"
+            raise CheckpointError(f"checkpoint {filename} holds no state dict of tensors: {wrong}")
+    weights = {name.removeprefix("module."): value for name, value in found.items()}
+    if len(weights) < len(found):
+        raise CheckpointError(f"checkpoint {filename} has weights both with and without 'module.'")
     classifiers = Counter(_CLASSIFIER.get(name.removeprefix(PREFIX)) for name in weights)
-    twice = [name for name, count in classifiers.items() if name is not None and count > 1]
-    if twice:
-        raise CheckpointError(f"checkpoint {filename} has {twice[0]} under two names")
+    for name, count in classifiers.items():
+        if name is not None and count > 1:
+            raise CheckpointError(f"checkpoint {filename} has {name} under two names")
     return weights
 
 
@@ -155,8 +150,7 @@ def load_backbone(
     """Load a backbone's weights from a checkpoint of a backbone, classifier or dense model.
 
     What a backbone does not have by design is left out and reported: derived buffers of older
-    releases, the classifier, a detector's or segmentor's neck and heads, and, for a backbone
-    without ``final_norm``, the final norm.
+    releases, the classifier, neck and heads, and the final norm where it has none.
 
     Args:
         backbone: A :class:`crossformer_mm.CrossFormer`, changed in place.
@@ -165,36 +159,54 @@ def load_backbone(
         prefix: What stands before the backbone's names, where anything does.
 
     Raises:
-        CheckpointError: If a weight is missing, unexpected or of another shape. Nothing is loaded.
+        CheckpointError: If a weight is missing, unexpected, of another shape or not finite. Nothing
+            is loaded.
     """
     layout = parse_state_dict(extract_state_dict(checkpoint, filename), prefix)
     layout.dropped["classifier"] += len(layout.classifier)
     layout.dropped["neck and heads"] += len(layout.others)
-    own = shapes_of(backbone.state_dict())
+    own = backbone.state_dict()
     if "norm.weight" not in own:
         layout.drop_final_norm()
     check_backbone(layout.backbone, own, f"checkpoint {filename} does not fit this backbone")
     backbone.load_state_dict(layout.backbone)
-    print_log(
-        f"Backbone: all {len(own)} weights match those in {filename}; dropped by rule: "
-        f"{layout.describe_dropped()}",
-        logger="current",
-    )
+    dropped = f"dropped by rule: {layout.describe_dropped()}"
+    matched = f"Backbone: all {len(own)} weights match those in {filename}"
+    print_log(f"{matched}; {dropped}", logger="current")
 
 
-def check_backbone(weights: Mapping[str, Tensor], expected: Shapes, complaint: str) -> None:
-    """Raise CheckpointError if weights are not exactly the expected ones.
+def check_before_loading(backbone: nn.Module, weights: Mapping[str, Tensor], prefix: str) -> None:
+    """Raise CheckpointError if the weights that begin with ``prefix`` do not fit a backbone.
+
+    All of them must fit in a model; alone (no prefix), with ``strict=False``, half of them must.
+    """
+    weights = {n.removeprefix(prefix): v for n, v in weights.items() if n.startswith(prefix)}
+    own = backbone.state_dict()
+    if not prefix and 2 * count_matches(weights, own) >= len(own):
+        return
+    if "norm.weight" not in own:
+        weights = {name: v for name, v in weights.items() if not name.startswith("norm.")}
+    check_backbone(weights, own, "the checkpoint does not fit this backbone")
+
+
+def check_backbone(
+    weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], complaint: str
+) -> None:
+    """Raise CheckpointError if weights are not exactly the expected ones, or not finite.
 
     The error begins with ``complaint`` and names the architecture that would fit, if one does.
     """
     problems = format_incompatible_keys(weights, expected)
-    if not problems and not all(value.is_floating_point() for value in weights.values()):
-        problems = "weights that are not floating-point numbers"
     if problems:
         arch = find_architecture(shapes_of(weights))
-        is_other = arch is not None and arch != find_architecture(expected)
+        is_other = arch is not None and arch != find_architecture(shapes_of(expected))
         hint = f" (its weights are those of arch {arch!r})" if is_other else ""
         raise CheckpointError(f"{complaint}{hint}: {problems}")
+
+
+def count_matches(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> int:
+    """How many of the expected weights are there with their shape."""
+    return sum(n in weights and weights[n].shape == v.shape for n, v in expected.items())
 
 
 def shapes_of(weights: Mapping[str, Tensor]) -> dict[str, Size]:
@@ -202,58 +214,51 @@ def shapes_of(weights: Mapping[str, Tensor]) -> dict[str, Size]:
     return {name: value.shape for name, value in weights.items()}
 
 
-def format_incompatible_keys(weights: Mapping[str, Tensor], expected: Shapes) -> str:
+def format_incompatible_keys(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
     """Say in one line what does not fit, naming at most ten keys; empty when all fits."""
-    kinds = {
-        "missing": [name for name in expected if name not in weights],
-        "unexpected": [name for name in weights if name not in expected],
-        "of another shape": [
-            f"{name} {tuple(weights[name].shape)} instead of {tuple(shape)}"
-            for name, shape in expected.items()
-            if name in weights and weights[name].shape != shape
-        ],
-    }
-    found = {kind: names for kind, names in kinds.items() if names}
+    found: dict[str, list[str]] = {}
+    for name in {**expected, **weights}:
+        shown = one_line(name, MAX_NAME_LENGTH)
+        if name not in weights:
+            kind = "missing"
+        elif name not in expected:
+            kind = "unexpected"
+        elif weights[name].shape != expected[name].shape:
+            kind = "of another shape"
+            shown += f" {tuple(weights[name].shape)} instead of {tuple(expected[name].shape)}"
+        elif expected[name].is_floating_point() and not weights[name].is_floating_point():
+            kind = "of another type"
+        elif not weights[name].isfinite().all():
+            kind = "with NaN or infinity"
+        else:
+            continue
+        found.setdefault(kind, []).append(shown)
+    limit = MAX_NAMED_KEYS // max(1, len(found))
     return "; ".join(
-        _name_some(kind, names, MAX_NAMED_KEYS // len(found)) for kind, names in found.items()
+        f"{len(names)} {kind}: {', '.join(names[:limit] + ['...'] * (len(names) > limit))}"
+        for kind, names in found.items()
     )
 
 
-def _name_some(kind: str, names: list[str], limit: int) -> str:
-    more = ", ..." if len(names) > limit else ""
-    shown = ", ".join(one_line(name, MAX_NAME_LENGTH) for name in names[:limit])
-    return f"{len(names)} {kind}: {shown}{more}"
-
-
 def find_architecture(shapes: Shapes) -> str | None:
-    """Name the published architecture that a backbone's weights are of, by their shapes.
+    """Name the published architecture that a backbone's weights are of, by their shapes, or None.
 
-    Args:
-        shapes: By the backbone's own names.
-
-    Returns:
-        The name, or None if they are of no published architecture.
+    It shows in the channels of the stem, the heads of all blocks, and the cooling layers.
     """
-    found = _sizes(shapes)
+    shapes = {name.removeprefix(PREFIX): shape for name, shape in shapes.items()}
+    stem, last_bias = shapes.get("patch_embed.norm.weight"), "attn.pos.pos3.2.bias"
+    heads = {name: shape for name, shape in shapes.items() if name.endswith(last_bias)}
     plus_plus = any(".ex_ln." in name for name in shapes)
     for name, arch in ARCH_ZOO.items():
-        sizes = (arch["embed_dims"], arch["depths"], arch["num_heads"])
-        if sizes == found and arch["amplitude_cooling"] == plus_plus:
+        own_heads = {
+            f"layers.{stage}.blocks.{i}.{last_bias}": (arch["num_heads"][stage],)
+            for stage, depth in enumerate(arch["depths"])
+            for i in range(depth)
+        }
+        own = ((arch["embed_dims"],), own_heads, arch["amplitude_cooling"])
+        if (stem, heads, plus_plus) == own:
             return name
     return None
-
-
-def _sizes(shapes: Shapes) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
-    """Channels of the stem, and each stage's number of blocks and of heads."""
-    heads: dict[str, list[int]] = {}
-    for name in shapes:
-        found = re.fullmatch(r"layers\.([0-3])\.blocks\.\d{1,3}\.attn\.pos\.pos3\.2\.bias", name)
-        if found:
-            heads.setdefault(found[1], []).append(count_outputs(shapes[name]))
-    stages = sorted(heads)
-    depths = tuple(len(heads[stage]) for stage in stages)
-    stem = count_outputs(shapes.get("patch_embed.norm.weight"))
-    return stem, depths, tuple(heads[stage][0] for stage in stages)
 
 
 def count_outputs(shape: Size | None) -> int:

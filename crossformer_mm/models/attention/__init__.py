@@ -1,4 +1,12 @@
-"""Multi-head self-attention inside the groups of a feature map, and which backend computes it."""
+"""Multi-head self-attention inside the groups of a feature map, and which backend computes it.
+
+A backend is a module with two functions:
+
+- ``can_run(x, plan, num_heads)``: None, or the reason why it cannot take the tokens (B, H, W, C).
+- ``attend(qkv, table, plan, num_heads)``: self-attention within the groups (CrossFormer, section
+  3.2). From q, k and v (B, H, W, 3 * C), each by heads, and the table of position biases
+  (2 * group height - 1, 2 * group width - 1, heads), to (B, H, W, C).
+"""
 
 from functools import cache
 
@@ -19,10 +27,7 @@ EAGER_SCORES = 2**24
 class GroupedAttention(nn.Module):
     """Self-attention within groups, with a dynamic position bias (CrossFormer, section 3.2).
 
-    Args:
-        embed_dims: Channels C.
-        num_heads: Attention heads, a divisor of C.
-        attn_backend: One of :data:`ATTN_BACKENDS`, see :func:`choose_backend`.
+    ``attn_backend`` is one of :data:`ATTN_BACKENDS`, see :func:`choose_backend`.
     """
 
     def __init__(self, embed_dims: int, num_heads: int, attn_backend: str = "auto") -> None:
@@ -56,14 +61,8 @@ def choose_backend(
     - ``'triton'`` are kernels for NVIDIA GPUs that have not run on one yet; never chosen by itself.
     - ``'auto'`` takes the first three in turn where each is the fastest.
 
-    Args:
-        attn_backend: What the user asks for, one of :data:`ATTN_BACKENDS`.
-        x: The tokens (B, H, W, C).
-        plan: The groups.
-        num_heads: Attention heads.
-
     Returns:
-        The backend, and why.
+        The backend for the tokens ``x`` (B, H, W, C), and why.
 
     Raises:
         RuntimeError: If the backend that is asked for cannot run; the message says why.

@@ -14,11 +14,7 @@ from torch.autograd.function import FunctionCtx
 
 from crossformer_mm.models.attention import sdpa
 from crossformer_mm.models.attention.eager import differentiable_gradients
-from crossformer_mm.models.attention.rectangles import (
-    Attention,
-    attend_in_rectangles,
-    why_not,
-)
+from crossformer_mm.models.attention.rectangles import Attention, attend_in_rectangles
 from crossformer_mm.models.grouping import GroupPlan, Rectangle
 from crossformer_mm.models.position_bias import expand_rows, expand_table, sum_rows
 
@@ -26,24 +22,11 @@ from crossformer_mm.models.position_bias import expand_rows, expand_table, sum_r
 SCORES_AT_ONCE = 2**21
 BIAS_AT_ONCE = 2**19
 
-
-def can_run(x: Tensor, plan: GroupPlan, num_heads: int) -> str | None:
-    """None, or the reason why not."""
-    return why_not(x)
+can_run = sdpa.can_run
 
 
 def attend(qkv: Tensor, table: Tensor, plan: GroupPlan, num_heads: int) -> Tensor:
-    """Self-attention within the groups of a map (CrossFormer, section 3.2).
-
-    Args:
-        qkv: (B, H, W, 3 * C).
-        table: Bias table (2 * group height - 1, 2 * group width - 1, heads).
-        plan: The groups.
-        num_heads: Attention heads.
-
-    Returns:
-        (B, H, W, C).
-    """
+    """Attend as :mod:`.sdpa` does, with another backward pass for large groups."""
     everything = qkv.shape[1:3].numel() ** 2 * num_heads
     return attend_in_rectangles(qkv, table, plan, num_heads, attention_for, everything)
 

@@ -13,22 +13,12 @@ from crossformer_mm.models.position_bias import expand_table
 
 
 def can_run(x: Tensor, plan: GroupPlan, num_heads: int) -> str | None:
-    """None: it always can."""
+    """It always can."""
     return None
 
 
 def attend(qkv: Tensor, table: Tensor, plan: GroupPlan, num_heads: int) -> Tensor:
-    """Self-attention within the groups of a map (CrossFormer, section 3.2).
-
-    Args:
-        qkv: (B, H, W, 3 * C).
-        table: Bias table (2 * group height - 1, 2 * group width - 1, heads).
-        plan: The groups.
-        num_heads: Attention heads.
-
-    Returns:
-        (B, H, W, C).
-    """
+    """Attend with the formula, padding and all."""
     return merge(attend_groups(partition(qkv, plan), table, plan, num_heads), plan)
 
 

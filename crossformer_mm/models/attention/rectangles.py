@@ -1,10 +1,9 @@
 """From a map to its groups and back, for backends that attend within rectangles of real tokens."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
 
 from crossformer_mm.models.grouping import (
     GroupPlan,
@@ -20,11 +19,9 @@ from crossformer_mm.models.position_bias import crop_table
 Attention = Callable[[Tensor], Tensor]
 
 
-if hasattr(torch.compiler, "is_compiling"):
-    _is_compiling = torch.compiler.is_compiling
-else:
-    # torch 2.1 has it under the private name only, which is slow to import.
-    _is_compiling = torch._dynamo.is_compiling
+# torch 2.1 has it under the private name only, which is slow to import.
+_has_name = hasattr(torch.compiler, "is_compiling")
+_is_compiling = (torch.compiler if _has_name else torch._dynamo).is_compiling
 
 
 def why_not(x: Tensor) -> str | None:
@@ -46,18 +43,9 @@ def attend_in_rectangles(
     attention_for: Callable[[Tensor, Rectangle], Attention],
     scores_at_once: int,
 ) -> Tensor:
-    """Self-attention within the groups of a map (CrossFormer, section 3.2).
+    """Attend as a backend does, taking at most about ``scores_at_once`` scores of an image at once.
 
-    Args:
-        qkv: (B, H, W, 3 * C).
-        table: Bias table (2 * group height - 1, 2 * group width - 1, heads).
-        plan: The groups.
-        num_heads: Attention heads.
-        attention_for: Makes the attention within groups of one shape, from their own bias table.
-        scores_at_once: Take at most about this many scores at once, of one image.
-
-    Returns:
-        (B, H, W, C).
+    ``attention_for`` makes the attention within groups of one shape, from their own bias table.
     """
     qkv = qkv.contiguous()
     pieces, attentions = [], []
@@ -81,19 +69,12 @@ class _TakeGroups(torch.autograd.Function):
     """Take the groups of all rectangles: each token is in one of them, so nothing is added up."""
 
     @staticmethod
-    def forward(
-        ctx: FunctionCtx,
-        x: Tensor,
-        plan: GroupPlan,
-        pieces: Sequence[Rectangle],
-        parts: int,
-        num_heads: int,
-    ) -> tuple[Tensor, ...]:
+    def forward(ctx, x, plan, pieces, parts, num_heads) -> tuple[Tensor, ...]:
         ctx.plan, ctx.pieces = plan, pieces
         return tuple(take_groups(x, plan, piece, parts, num_heads) for piece in pieces)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
         return _PutGroups.apply(ctx.plan, ctx.pieces, *grads), None, None, None, None
 
 
@@ -101,12 +82,9 @@ class _PutGroups(torch.autograd.Function):
     """Undo :class:`_TakeGroups`."""
 
     @staticmethod
-    def forward(
-        ctx: FunctionCtx, plan: GroupPlan, pieces: Sequence[Rectangle], *groups: Tensor
-    ) -> Tensor:
-        ctx.plan, ctx.pieces = plan, pieces
+    def forward(ctx, plan, pieces, *groups: Tensor) -> Tensor:
         parts, count, num_heads, _, head_dims = groups[0].shape
-        ctx.parts, ctx.num_heads = parts, num_heads
+        ctx.settings = (plan, pieces, parts, num_heads)
         batch = count // pieces[0].groups
         x = groups[0].new_empty(batch, plan.height, plan.width, parts * num_heads * head_dims)
         for some, piece in zip(groups, pieces, strict=True):
@@ -114,7 +92,5 @@ class _PutGroups(torch.autograd.Function):
         return x
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple:
-        grad = grad.contiguous()
-        groups = _TakeGroups.apply(grad, ctx.plan, ctx.pieces, ctx.parts, ctx.num_heads)
-        return None, None, *groups
+    def backward(ctx, grad: Tensor) -> tuple:
+        return None, None, *_TakeGroups.apply(grad.contiguous(), *ctx.settings)

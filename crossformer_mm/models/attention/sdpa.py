@@ -10,11 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crossformer_mm.models.attention.rectangles import (
-    Attention,
-    attend_in_rectangles,
-    why_not,
-)
+from crossformer_mm.models.attention.rectangles import Attention, attend_in_rectangles, why_not
 from crossformer_mm.models.grouping import GroupPlan, Rectangle
 from crossformer_mm.models.position_bias import expand_rows, expand_table
 
@@ -25,22 +21,12 @@ SMALL_GROUP = 64  # tokens
 
 
 def can_run(x: Tensor, plan: GroupPlan, num_heads: int) -> str | None:
-    """None, or the reason why not."""
+    """Needs values in memory, and nothing that records or transforms the operations."""
     return why_not(x)
 
 
 def attend(qkv: Tensor, table: Tensor, plan: GroupPlan, num_heads: int) -> Tensor:
-    """Self-attention within the groups of a map (CrossFormer, section 3.2).
-
-    Args:
-        qkv: (B, H, W, 3 * C).
-        table: Bias table (2 * group height - 1, 2 * group width - 1, heads).
-        plan: The groups.
-        num_heads: Attention heads.
-
-    Returns:
-        (B, H, W, C).
-    """
+    """Attend with PyTorch's fused attention."""
     return attend_in_rectangles(qkv, table, plan, num_heads, attention_for, SCORES_AT_ONCE)
 
 
@@ -54,10 +40,11 @@ def attention_for(table: Tensor, rectangle: Rectangle) -> Attention:
 
 
 def multiply(bias: Tensor, qkv: Tensor) -> Tensor:
-    """Attention of (3, groups, heads, tokens, C / heads) with the bias (heads, tokens, tokens)."""
+    """Attention with the bias (heads, tokens, tokens)."""
     q, k, v = qkv
     scores = (q * q.shape[-1] ** -0.5) @ k.mT
-    return (scores + bias.to(scores.dtype)).softmax(dim=-1) @ v
+    scores += bias.to(scores.dtype)
+    return scores.softmax(dim=-1) @ v
 
 
 def _fused(bias: Tensor, qkv: Tensor) -> Tensor:
@@ -66,15 +53,7 @@ def _fused(bias: Tensor, qkv: Tensor) -> Tensor:
 
 
 def fused_by_rows(table: Tensor, qkv: Tensor) -> Tensor:
-    """Attention of some rows of queries at a time, so that their bias stays small.
-
-    Args:
-        table: Bias table of the groups, (2 * height - 1, 2 * width - 1, heads).
-        qkv: (3, groups, heads, height * width, C / heads).
-
-    Returns:
-        (groups, heads, height * width, C / heads).
-    """
+    """Attention with some rows of queries at a time, so that their bias stays small."""
     q, k, v = qkv
     pieces = [
         F.scaled_dot_product_attention(

@@ -6,6 +6,7 @@ whether the operator can run.
 """
 
 import os
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 
 import torch
@@ -13,22 +14,24 @@ from torch import Tensor
 
 from crossformer_mm.models.attention import eager
 from crossformer_mm.models.grouping import GroupPlan
+from crossformer_mm.models.position_bias import crop_table
 
 HEAD_DIMS = (16, 32, 64)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def can_run(x: Tensor, plan: GroupPlan, num_heads: int) -> str | None:
-    """None, or the reason why not.
+    """Needs Triton, torch 2.4, and a GPU of compute capability 8.0 (A100) or later.
 
-    It needs Triton, torch 2.4, and a GPU of compute capability 8.0 (A100) or later. With the
-    environment variable ``TRITON_INTERPRET=1``, tensors on a CPU will do.
+    With the environment variable ``TRITON_INTERPRET=1``, tensors on a CPU will do.
     """
     if not hasattr(torch.library, "custom_op"):
         return f"it needs torch 2.4, and this is {torch.__version__}"
     if find_spec("triton") is None:
         return "Triton is not installed"
-    head_dims, dtype = x.shape[-1] // num_heads, _linear_dtype(x)
+    head_dims, dtype = x.shape[-1] // num_heads, x.dtype
+    if torch.is_autocast_enabled() and x.is_cuda:
+        dtype = torch.get_autocast_gpu_dtype()
     if head_dims not in HEAD_DIMS:
         return f"heads have {head_dims} channels, not {', '.join(map(str, HEAD_DIMS))}"
     if dtype not in DTYPES:
@@ -42,92 +45,51 @@ def can_run(x: Tensor, plan: GroupPlan, num_heads: int) -> str | None:
     return None
 
 
-def _linear_dtype(x: Tensor) -> torch.dtype:
-    """The type that linear layers give for ``x``, autocast considered."""
-    if torch.is_autocast_enabled() and x.is_cuda:
-        return torch.get_autocast_gpu_dtype()
-    return x.dtype
-
-
 def attend(qkv: Tensor, table: Tensor, plan: GroupPlan, num_heads: int) -> Tensor:
-    """Attention within groups, fused (CrossFormer, section 3.2).
+    """Attention within groups by kernels, in memory linear in the tokens.
 
-    The same function as :func:`.eager.attend`, in memory linear in the tokens. Logits, softmax and
-    sums are in float32 whatever the dtype of ``qkv``. Gradients are the same in every bit from run
-    to run. Where second derivatives are asked for, the gradients come from the formula.
-
-    Args:
-        qkv: (B, H, W, 3 * C); channels are q, k, v, each heads x head dim.
-        table: Bias table (2 * group height - 1, 2 * group width - 1, heads).
-        plan: The groups.
-        num_heads: Attention heads, of 16, 32 or 64 channels.
-
-    Returns:
-        (B, H, W, C), in the dtype of ``qkv``.
+    Logits, softmax and sums are in float32 whatever the dtype of ``qkv``. Gradients are the same in
+    every bit from run to run. Where second derivatives are asked for, they come from the formula.
 
     Raises:
-        ValueError: If the shapes do not belong together.
+        ValueError: If the shapes do not belong together, or heads have not 16, 32 or 64 channels.
     """
-    output, _ = grouped_attention(
-        qkv.contiguous(),
-        table.float().contiguous(),
-        plan.group_height,
-        plan.group_width,
-        plan.interval,
-        num_heads,
-    )
-    return output
-
-
-def _forward(
-    qkv: Tensor,
-    table: Tensor,
-    group_height: int,
-    group_width: int,
-    interval: int,
-    num_heads: int,
-) -> tuple[Tensor, Tensor]:
-    _check_shapes(qkv, table, group_height, group_width, num_heads)
-    from crossformer_mm.models.attention.triton_kernels import launch_forward
-
-    plan = GroupPlan(*qkv.shape[1:3], group_height, group_width, interval)
-    return launch_forward(qkv, table, plan, num_heads)
-
-
-def _backward(
-    grad_output: Tensor,
-    qkv: Tensor,
-    table: Tensor,
-    output: Tensor,
-    logsumexp: Tensor,
-    group_height: int,
-    group_width: int,
-    interval: int,
-    num_heads: int,
-) -> tuple[Tensor, Tensor]:
-    from crossformer_mm.models.attention.triton_kernels import launch_backward
-
-    plan = GroupPlan(*qkv.shape[1:3], group_height, group_width, interval)
-    return launch_backward(grad_output.contiguous(), qkv, table, output, logsumexp, plan, num_heads)
-
-
-def _check_shapes(
-    qkv: Tensor, table: Tensor, group_height: int, group_width: int, num_heads: int
-) -> None:
-    """Raise what would otherwise be a read out of bounds or a wrong result."""
     if qkv.shape[-1] not in [3 * num_heads * head_dim for head_dim in HEAD_DIMS]:
         raise ValueError(
             f"{qkv.shape[-1]} channels are not q, k and v of {num_heads} heads of 16, 32 or 64"
         )
-    expected = (2 * group_height - 1, 2 * group_width - 1, num_heads)
+    expected = (2 * plan.group_height - 1, 2 * plan.group_width - 1, num_heads)
     if table.shape != expected:
         raise ValueError(f"the bias table is {tuple(table.shape)} but should be {expected}")
+    # Members of a group that no map of this size has are left out, to have smaller tiles.
+    rows = min(plan.group_height, -(-plan.height // plan.interval))
+    columns = min(plan.group_width, -(-plan.width // plan.interval))
+    table = crop_table(table.float(), rows, columns).contiguous()
+    settings = (rows, columns, plan.interval, num_heads)
+    return grouped_attention(qkv.contiguous(), table, *settings)[0]
 
 
-def _forward_fake(qkv, table, group_height, group_width, interval, num_heads):
-    batch, height, width, channels = qkv.shape
-    output = qkv.new_empty(batch, height, width, channels // 3)
-    return output, qkv.new_empty(batch, height, width, num_heads, dtype=torch.float32)
+def _forward(qkv, table, *settings):
+    from crossformer_mm.models.attention.triton_kernels import launch_forward
+
+    return launch_forward(qkv, table, *_plan_and_heads(qkv, settings))
+
+
+def _backward(grad_output, qkv, table, output, logsumexp, *settings):
+    from crossformer_mm.models.attention.triton_kernels import launch_backward
+
+    tensors = (grad_output.contiguous(), qkv, table, output, logsumexp)
+    return launch_backward(*tensors, *_plan_and_heads(qkv, settings))
+
+
+def _plan_and_heads(qkv: Tensor, settings: Sequence[int]) -> tuple[GroupPlan, int]:
+    *groups, num_heads = settings
+    return GroupPlan(*qkv.shape[1:3], *groups), num_heads
+
+
+def _forward_fake(qkv, table, *settings):
+    output = qkv.new_empty(*qkv.shape[:3], qkv.shape[3] // 3)
+    return output, qkv.new_empty(*qkv.shape[:3], settings[-1], dtype=torch.float32)
 
 
 def _backward_fake(grad_output, qkv, table, *_):
@@ -143,21 +105,31 @@ def _save_for_backward(ctx, inputs, output) -> None:
 def _call_backward(ctx, grad_output: Tensor, _) -> tuple:
     qkv, table, *_ = ctx.saved_tensors
     if torch.is_grad_enabled():  # for second derivatives
-        *groups, num_heads = ctx.settings
-        formula = eager.attend(qkv, table, GroupPlan(*qkv.shape[1:3], *groups), num_heads)
+        formula = eager.attend(qkv, table, *_plan_and_heads(qkv, ctx.settings))
         grads = eager.differentiable_gradients(formula, (qkv, table), grad_output)
     else:
         grads = grouped_attention_backward(grad_output, *ctx.saved_tensors, *ctx.settings)
     return *grads, *[None] * len(ctx.settings)
 
 
+def _operator(name: str, function: Callable, fake: Callable, tensors: str) -> Callable:
+    settings = "int group_height, int group_width, int interval, int num_heads"
+    schema = f"({tensors}, {settings}) -> (Tensor, Tensor)"
+    operator = torch.library.custom_op(
+        f"crossformer_mm::{name}", function, mutates_args=(), schema=schema
+    )
+    operator.register_fake(fake)
+    return operator
+
+
 if hasattr(torch.library, "custom_op"):
-    grouped_attention = torch.library.custom_op(
-        "crossformer_mm::grouped_attention", _forward, mutates_args=()
+    grouped_attention = _operator(
+        "grouped_attention", _forward, _forward_fake, "Tensor qkv, Tensor table"
     )
-    grouped_attention_backward = torch.library.custom_op(
-        "crossformer_mm::grouped_attention_backward", _backward, mutates_args=()
-    )
-    grouped_attention.register_fake(_forward_fake)
-    grouped_attention_backward.register_fake(_backward_fake)
     grouped_attention.register_autograd(_call_backward, setup_context=_save_for_backward)
+    grouped_attention_backward = _operator(
+        "grouped_attention_backward",
+        _backward,
+        _backward_fake,
+        "Tensor grad_output, Tensor qkv, Tensor table, Tensor output, Tensor logsumexp",
+    )

@@ -19,7 +19,6 @@ import triton.language as tl
 from torch import Tensor
 
 from crossformer_mm.models.grouping import GroupPlan
-from crossformer_mm.models.position_bias import crop_table
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 # What the gradients of the bias of single pairs may take before they are added up by offset.
@@ -49,34 +48,74 @@ def _group(index, height, width, group_height, group_width, interval, groups_y, 
 
 
 @triton.jit
-def _members(slots, slots_per_row, rows, columns, width, interval, table_width):
-    """Distance on the map from the group's first token, entry of the bias table, and reality.
+def _members(slots, first, rows, columns, width, interval, group_width):
+    """Token and entry of the bias table of some slots, one per real member, and whether it has one.
 
     The bias of a pair is at the query's entry minus the key's, seen from the table's middle.
     """
-    y, x = slots // slots_per_row, slots % slots_per_row
+    y, x = slots // columns, slots % columns
+    real = y < rows
+    y, x = tl.where(real, y, 0), tl.where(real, x, 0)
+    return first + (y * width + x) * interval, y * (2 * group_width - 1) + x, real
+
+
+@triton.jit
+def _members_as_in_full_group(
+    slots, group, height, width, group_height, group_width, interval, groups_y, groups_x
+):
+    """Token of some slots, numbered as in a full group, and whether it is real."""
+    first, rows, columns = _group(
+        group, height, width, group_height, group_width, interval, groups_y, groups_x
+    )
+    y, x = slots // group_width, slots % group_width
     real = (y < rows) & (x < columns)
     y, x = tl.where(real, y, 0), tl.where(real, x, 0)
-    return (y * width + x) * interval, y * table_width + x, real
+    return first + (y * width + x) * interval, real
 
 
 @triton.jit
-def _entries(slots, group_height, group_width):
-    """Entry of the bias table of each slot of a full group, as in :func:`_members`."""
-    slots = tl.where(slots < group_height * group_width, slots, 0)
-    return slots // group_width * (2 * group_width - 1) + slots % group_width
+def _block_of_group(
+    height, width, group_height, group_width, interval, groups_y, groups_x, num_heads, BLOCK
+):
+    """The head, first slot and group of a program that computes one block of one group."""
+    head, rest = tl.program_id(0) % num_heads, tl.program_id(0) // num_heads
+    blocks = tl.cdiv(group_height * group_width, BLOCK)
+    first, rows, columns = _group(
+        rest // blocks, height, width, group_height, group_width, interval, groups_y, groups_x
+    )
+    return head, rest % blocks * BLOCK, first, rows, columns
 
 
 @triton.jit
-def _middle_of_table(head, group_height, group_width):
-    table_width = 2 * group_width - 1
-    return (head * (2 * group_height - 1) + group_height - 1) * table_width + group_width - 1
+def _middle_of_table(table, head, group_height, group_width):
+    row = head * (2 * group_height - 1) + group_height - 1
+    return table + row * (2 * group_width - 1) + group_width - 1
 
 
 @triton.jit
-def _tile(start, tokens, token_stride, HEAD_DIM: tl.constexpr):
-    """Pointers to one head's channels of some tokens: (tokens, HEAD_DIM)."""
-    return start + tokens[:, None] * token_stride + tl.arange(0, HEAD_DIM)[None, :]
+def _bias_of_full_group(table, head, queries, keys, group_height, group_width):
+    """Biases of pairs of slots, numbered as in a full group: the same for all groups."""
+    tokens = group_height * group_width
+    queries, keys = tl.where(queries < tokens, queries, 0), tl.where(keys < tokens, keys, 0)
+    q_entry = queries // group_width * (2 * group_width - 1) + queries % group_width
+    k_entry = keys // group_width * (2 * group_width - 1) + keys % group_width
+    table = _middle_of_table(table, head, group_height, group_width)
+    return tl.load(table + (q_entry[:, None] - k_entry[None, :]))
+
+
+@triton.jit
+def _tile(start, tokens, heads, head, HEAD_DIM: tl.constexpr):
+    """Pointers to one of the ``heads`` heads of some tokens: (tokens, HEAD_DIM)."""
+    start += head * HEAD_DIM
+    return start + tokens[:, None] * (heads * HEAD_DIM) + tl.arange(0, HEAD_DIM)[None, :]
+
+
+@triton.jit
+def _load_kv(qkv, tokens, num_heads, head, HEAD_DIM: tl.constexpr):
+    """One head's k and v of some tokens; q comes before them."""
+    k = tl.load(_tile(qkv, tokens, 3 * num_heads, head + num_heads, HEAD_DIM))
+    v = tl.load(_tile(qkv, tokens, 3 * num_heads, head + 2 * num_heads, HEAD_DIM))
+    return k, v
 
 
 @triton.jit
@@ -85,8 +124,8 @@ def _product(a, b):
 
 
 @triton.jit
-def _logits(rows, columns, bias, visible, SCALE: tl.constexpr):
-    logits = _product(rows, tl.trans(columns)) * (SCALE * LOG2_E) + bias
+def _logits(rows, columns, bias, visible, HEAD_DIM: tl.constexpr):
+    logits = _product(rows, tl.trans(columns)) * (HEAD_DIM**-0.5 * LOG2_E) + bias
     return tl.where(visible, logits, float("-inf"))
 
 
@@ -94,35 +133,24 @@ def _logits(rows, columns, bias, visible, SCALE: tl.constexpr):
 def _one_tile_forward_kernel(
     qkv, table, output, logsumexp,
     height, width, group_height, group_width, interval, groups_y, groups_x, num_heads,
-    num_groups, slices,
-    SCALE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr,
+    num_groups, slices, HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Groups that fit one tile. One program: one slice of the groups, one head."""
     head, part = tl.program_id(0) % num_heads, tl.program_id(0) // num_heads
-    channels, table_width = num_heads * HEAD_DIM, 2 * group_width - 1
-    qkv += head * HEAD_DIM
-    table += _middle_of_table(head, group_height, group_width)
-
-    # Slots are numbered as in a full group, so that the biases stay the same for all groups.
     slots = tl.arange(0, BLOCK)
-    entry = _entries(slots, group_height, group_width)
-    bias = tl.load(table + (entry[:, None] - entry[None, :]))
+    bias = _bias_of_full_group(table, head, slots, slots, group_height, group_width)
     for group in range(part, num_groups, slices):
-        first, rows, columns = _group(
-            group, height, width, group_height, group_width, interval, groups_y, groups_x
+        token, real = _members_as_in_full_group(
+            slots, group, height, width, group_height, group_width, interval, groups_y, groups_x
         )
-        place, _, real = _members(slots, group_width, rows, columns, width, interval, table_width)
-        token = first + place
-        q = tl.load(_tile(qkv, token, 3 * channels, HEAD_DIM))
-        k = tl.load(_tile(qkv + channels, token, 3 * channels, HEAD_DIM))
-        v = tl.load(_tile(qkv + 2 * channels, token, 3 * channels, HEAD_DIM))
-        logits = _logits(q, k, bias, real[None, :], SCALE)
+        q = tl.load(_tile(qkv, token, 3 * num_heads, head, HEAD_DIM))
+        k, v = _load_kv(qkv, token, num_heads, head, HEAD_DIM)
+        logits = _logits(q, k, bias, real[None, :], HEAD_DIM)
         maximum = tl.max(logits, 1)
         weights = tl.exp2(logits - maximum[:, None])
         total = tl.sum(weights, 1)
         result = _product(weights.to(v.dtype), v) / total[:, None]
-        target = _tile(output + head * HEAD_DIM, token, channels, HEAD_DIM)
-        tl.store(target, result.to(q.dtype), mask=real[:, None])
+        tl.store(_tile(output, token, num_heads, head, HEAD_DIM), result, mask=real[:, None])
         tl.store(logsumexp + token * num_heads + head, maximum + tl.log2(total), mask=real)
 
 
@@ -130,38 +158,28 @@ def _one_tile_forward_kernel(
 def _forward_kernel(
     qkv, table, output, logsumexp,
     height, width, group_height, group_width, interval, groups_y, groups_x, num_heads,
-    SCALE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """One program: one block of queries of one group, one head."""
-    head, rest = tl.program_id(0) % num_heads, tl.program_id(0) // num_heads
-    blocks = tl.cdiv(group_height * group_width, BLOCK_M)
-    block, group = rest % blocks, rest // blocks
-    first, rows, columns = _group(
-        group, height, width, group_height, group_width, interval, groups_y, groups_x
+    head, first_query, first, rows, columns = _block_of_group(
+        height, width, group_height, group_width, interval, groups_y, groups_x, num_heads, BLOCK_M
     )
-    count = rows * columns
-    if block * BLOCK_M >= count:
+    if first_query >= rows * columns:
         return
-    channels, table_width = num_heads * HEAD_DIM, 2 * group_width - 1
-    qkv += head * HEAD_DIM
-    table += _middle_of_table(head, group_height, group_width)
+    table = _middle_of_table(table, head, group_height, group_width)
 
-    queries = block * BLOCK_M + tl.arange(0, BLOCK_M)
-    place, q_entry, q_real = _members(queries, columns, rows, columns, width, interval, table_width)
-    q_token = first + place
-    q = tl.load(_tile(qkv, q_token, 3 * channels, HEAD_DIM))
+    slots = first_query + tl.arange(0, BLOCK_M)
+    q_token, q_entry, q_real = _members(slots, first, rows, columns, width, interval, group_width)
+    q = tl.load(_tile(qkv, q_token, 3 * num_heads, head, HEAD_DIM))
     maximum = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     weighted = tl.zeros([BLOCK_M, HEAD_DIM], tl.float32)
-    for start in range(0, count, BLOCK_N):
+    for start in range(0, rows * columns, BLOCK_N):
         keys = start + tl.arange(0, BLOCK_N)
-        k_place, k_entry, k_real = _members(
-            keys, columns, rows, columns, width, interval, table_width
-        )
-        k = tl.load(_tile(qkv + channels, first + k_place, 3 * channels, HEAD_DIM))
-        v = tl.load(_tile(qkv + 2 * channels, first + k_place, 3 * channels, HEAD_DIM))
+        k_token, k_entry, real = _members(keys, first, rows, columns, width, interval, group_width)
+        k, v = _load_kv(qkv, k_token, num_heads, head, HEAD_DIM)
         bias = tl.load(table + (q_entry[:, None] - k_entry[None, :]))
-        logits = _logits(q, k, bias, k_real[None, :], SCALE)
+        logits = _logits(q, k, bias, real[None, :], HEAD_DIM)
         # Every block of keys starts with a real one, so the maximum is finite.
         new_maximum = tl.maximum(maximum, tl.max(logits, 1))
         shrink = tl.exp2(maximum - new_maximum)
@@ -170,8 +188,8 @@ def _forward_kernel(
         weighted = weighted * shrink[:, None] + _product(weights.to(v.dtype), v)
         maximum = new_maximum
 
-    target = _tile(output + head * HEAD_DIM, q_token, channels, HEAD_DIM)
-    tl.store(target, (weighted / total[:, None]).to(q.dtype), mask=q_real[:, None])
+    result = weighted / total[:, None]
+    tl.store(_tile(output, q_token, num_heads, head, HEAD_DIM), result, mask=q_real[:, None])
     tl.store(logsumexp + q_token * num_heads + head, maximum + tl.log2(total), mask=q_real)
 
 
@@ -179,33 +197,22 @@ def _forward_kernel(
 def _one_tile_backward_kernel(
     grad_output, qkv, table, logsumexp, grad_qkv, partial,
     height, width, group_height, group_width, interval, groups_y, groups_x, num_heads,
-    num_groups, slices,
-    SCALE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr,
+    num_groups, slices, HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Everything for groups that fit one tile. One program: one slice of the groups, one head."""
     head, part = tl.program_id(0) % num_heads, tl.program_id(0) // num_heads
-    channels, table_width = num_heads * HEAD_DIM, 2 * group_width - 1
-    qkv += head * HEAD_DIM
-    grad_qkv += head * HEAD_DIM
-    grad_output += head * HEAD_DIM
-    table += _middle_of_table(head, group_height, group_width)
-
     slots = tl.arange(0, BLOCK)
-    entry = _entries(slots, group_height, group_width)
-    bias = tl.load(table + (entry[:, None] - entry[None, :]))
+    bias = _bias_of_full_group(table, head, slots, slots, group_height, group_width)
     grad_bias = tl.zeros([BLOCK, BLOCK], tl.float32)
     for group in range(part, num_groups, slices):
-        first, rows, columns = _group(
-            group, height, width, group_height, group_width, interval, groups_y, groups_x
+        token, real = _members_as_in_full_group(
+            slots, group, height, width, group_height, group_width, interval, groups_y, groups_x
         )
-        place, _, real = _members(slots, group_width, rows, columns, width, interval, table_width)
-        token = first + place
-        q = tl.load(_tile(qkv, token, 3 * channels, HEAD_DIM))
-        k = tl.load(_tile(qkv + channels, token, 3 * channels, HEAD_DIM))
-        v = tl.load(_tile(qkv + 2 * channels, token, 3 * channels, HEAD_DIM))
-        grad = tl.load(_tile(grad_output, token, channels, HEAD_DIM))
+        q = tl.load(_tile(qkv, token, 3 * num_heads, head, HEAD_DIM))
+        k, v = _load_kv(qkv, token, num_heads, head, HEAD_DIM)
+        grad = tl.load(_tile(grad_output, token, num_heads, head, HEAD_DIM))
         row_logsumexp = tl.load(logsumexp + token * num_heads + head)
-        logits = _logits(q, k, bias, real[:, None] & real[None, :], SCALE)
+        logits = _logits(q, k, bias, real[:, None] & real[None, :], HEAD_DIM)
         weights = tl.exp2(logits - row_logsumexp[:, None])
         grad_weights = _product(grad, tl.trans(v))
         # The rows of P * dP sum to those of dO * O, and are at hand.
@@ -215,12 +222,12 @@ def _one_tile_backward_kernel(
 
         grad_v = _product(tl.trans(weights.to(q.dtype)), grad)
         rounded = grad_logits.to(q.dtype)
-        grad_q = _product(rounded, k) * SCALE
-        grad_k = _product(tl.trans(rounded), q) * SCALE
-        target = _tile(grad_qkv, token, 3 * channels, HEAD_DIM)
-        tl.store(target, grad_q.to(q.dtype), mask=real[:, None])
-        tl.store(target + channels, grad_k.to(q.dtype), mask=real[:, None])
-        tl.store(target + 2 * channels, grad_v.to(q.dtype), mask=real[:, None])
+        grad_q = _product(rounded, k) * HEAD_DIM**-0.5
+        grad_k = _product(tl.trans(rounded), q) * HEAD_DIM**-0.5
+        target = _tile(grad_qkv, token, 3 * num_heads, head, HEAD_DIM)
+        tl.store(target, grad_q, mask=real[:, None])
+        tl.store(target + num_heads * HEAD_DIM, grad_k, mask=real[:, None])
+        tl.store(target + 2 * num_heads * HEAD_DIM, grad_v, mask=real[:, None])
 
     tokens = group_height * group_width
     inside = slots < tokens
@@ -233,45 +240,35 @@ def _one_tile_backward_kernel(
 def _grad_query_kernel(
     grad_output, qkv, table, output, logsumexp, grad_qkv, delta,
     height, width, group_height, group_width, interval, groups_y, groups_x, num_heads,
-    SCALE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """dQ and delta = rowsum(dO * O). One program: one block of queries of one group, one head."""
-    head, rest = tl.program_id(0) % num_heads, tl.program_id(0) // num_heads
-    blocks = tl.cdiv(group_height * group_width, BLOCK_M)
-    block, group = rest % blocks, rest // blocks
-    first, rows, columns = _group(
-        group, height, width, group_height, group_width, interval, groups_y, groups_x
+    head, first_query, first, rows, columns = _block_of_group(
+        height, width, group_height, group_width, interval, groups_y, groups_x, num_heads, BLOCK_M
     )
-    count = rows * columns
-    if block * BLOCK_M >= count:
+    if first_query >= rows * columns:
         return
-    channels, table_width = num_heads * HEAD_DIM, 2 * group_width - 1
-    qkv += head * HEAD_DIM
-    table += _middle_of_table(head, group_height, group_width)
+    table = _middle_of_table(table, head, group_height, group_width)
 
-    queries = block * BLOCK_M + tl.arange(0, BLOCK_M)
-    place, q_entry, q_real = _members(queries, columns, rows, columns, width, interval, table_width)
-    q_token = first + place
-    q = tl.load(_tile(qkv, q_token, 3 * channels, HEAD_DIM))
-    grad = tl.load(_tile(grad_output + head * HEAD_DIM, q_token, channels, HEAD_DIM))
-    result = tl.load(_tile(output + head * HEAD_DIM, q_token, channels, HEAD_DIM))
+    slots = first_query + tl.arange(0, BLOCK_M)
+    q_token, q_entry, q_real = _members(slots, first, rows, columns, width, interval, group_width)
+    q = tl.load(_tile(qkv, q_token, 3 * num_heads, head, HEAD_DIM))
+    grad = tl.load(_tile(grad_output, q_token, num_heads, head, HEAD_DIM))
+    result = tl.load(_tile(output, q_token, num_heads, head, HEAD_DIM))
     row_delta = tl.sum(grad.to(tl.float32) * result.to(tl.float32), 1)
     row_logsumexp = tl.load(logsumexp + q_token * num_heads + head)
     grad_q = tl.zeros([BLOCK_M, HEAD_DIM], tl.float32)
-    for start in range(0, count, BLOCK_N):
+    for start in range(0, rows * columns, BLOCK_N):
         keys = start + tl.arange(0, BLOCK_N)
-        k_place, k_entry, k_real = _members(
-            keys, columns, rows, columns, width, interval, table_width
-        )
-        k = tl.load(_tile(qkv + channels, first + k_place, 3 * channels, HEAD_DIM))
-        v = tl.load(_tile(qkv + 2 * channels, first + k_place, 3 * channels, HEAD_DIM))
+        k_token, k_entry, real = _members(keys, first, rows, columns, width, interval, group_width)
+        k, v = _load_kv(qkv, k_token, num_heads, head, HEAD_DIM)
         bias = tl.load(table + (q_entry[:, None] - k_entry[None, :]))
-        weights = tl.exp2(_logits(q, k, bias, k_real[None, :], SCALE) - row_logsumexp[:, None])
+        weights = tl.exp2(_logits(q, k, bias, real[None, :], HEAD_DIM) - row_logsumexp[:, None])
         grad_logits = weights * (_product(grad, tl.trans(v)) - row_delta[:, None])
         grad_q += _product(grad_logits.to(k.dtype), k)
 
-    target = _tile(grad_qkv + head * HEAD_DIM, q_token, 3 * channels, HEAD_DIM)
-    tl.store(target, (grad_q * SCALE).to(q.dtype), mask=q_real[:, None])
+    target = _tile(grad_qkv, q_token, 3 * num_heads, head, HEAD_DIM)
+    tl.store(target, grad_q * HEAD_DIM**-0.5, mask=q_real[:, None])
     tl.store(delta + q_token * num_heads + head, row_delta, mask=q_real)
 
 
@@ -279,49 +276,37 @@ def _grad_query_kernel(
 def _grad_key_kernel(
     grad_output, qkv, table, logsumexp, delta, grad_qkv,
     height, width, group_height, group_width, interval, groups_y, groups_x, num_heads,
-    SCALE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """dK and dV, from transposed logits. One program: one block of keys of one group, one head."""
-    head, rest = tl.program_id(0) % num_heads, tl.program_id(0) // num_heads
-    blocks = tl.cdiv(group_height * group_width, BLOCK_N)
-    block, group = rest % blocks, rest // blocks
-    first, rows, columns = _group(
-        group, height, width, group_height, group_width, interval, groups_y, groups_x
+    head, first_key, first, rows, columns = _block_of_group(
+        height, width, group_height, group_width, interval, groups_y, groups_x, num_heads, BLOCK_M
     )
-    count = rows * columns
-    if block * BLOCK_N >= count:
+    if first_key >= rows * columns:
         return
-    channels, table_width = num_heads * HEAD_DIM, 2 * group_width - 1
-    qkv += head * HEAD_DIM
-    grad_output += head * HEAD_DIM
-    table += _middle_of_table(head, group_height, group_width)
+    table = _middle_of_table(table, head, group_height, group_width)
 
-    keys = block * BLOCK_N + tl.arange(0, BLOCK_N)
-    place, k_entry, k_real = _members(keys, columns, rows, columns, width, interval, table_width)
-    k_token = first + place
-    k = tl.load(_tile(qkv + channels, k_token, 3 * channels, HEAD_DIM))
-    v = tl.load(_tile(qkv + 2 * channels, k_token, 3 * channels, HEAD_DIM))
-    grad_k = tl.zeros([BLOCK_N, HEAD_DIM], tl.float32)
-    grad_v = tl.zeros([BLOCK_N, HEAD_DIM], tl.float32)
-    for start in range(0, count, BLOCK_M):
-        queries = start + tl.arange(0, BLOCK_M)
-        q_place, q_entry, q_real = _members(
-            queries, columns, rows, columns, width, interval, table_width
-        )
-        q_token = first + q_place
-        q = tl.load(_tile(qkv, q_token, 3 * channels, HEAD_DIM))
-        grad = tl.load(_tile(grad_output, q_token, channels, HEAD_DIM))
+    keys = first_key + tl.arange(0, BLOCK_M)
+    k_token, k_entry, k_real = _members(keys, first, rows, columns, width, interval, group_width)
+    k, v = _load_kv(qkv, k_token, num_heads, head, HEAD_DIM)
+    grad_k = tl.zeros([BLOCK_M, HEAD_DIM], tl.float32)
+    grad_v = tl.zeros([BLOCK_M, HEAD_DIM], tl.float32)
+    for start in range(0, rows * columns, BLOCK_N):
+        slots = start + tl.arange(0, BLOCK_N)
+        q_token, q_entry, real = _members(slots, first, rows, columns, width, interval, group_width)
+        q = tl.load(_tile(qkv, q_token, 3 * num_heads, head, HEAD_DIM))
+        grad = tl.load(_tile(grad_output, q_token, num_heads, head, HEAD_DIM))
         row_logsumexp = tl.load(logsumexp + q_token * num_heads + head)
         row_delta = tl.load(delta + q_token * num_heads + head)
         bias = tl.load(table + (q_entry[None, :] - k_entry[:, None]))
-        weights = tl.exp2(_logits(k, q, bias, q_real[None, :], SCALE) - row_logsumexp[None, :])
+        weights = tl.exp2(_logits(k, q, bias, real[None, :], HEAD_DIM) - row_logsumexp[None, :])
         grad_v += _product(weights.to(q.dtype), grad)
         grad_logits = weights * (_product(v, tl.trans(grad)) - row_delta[None, :])
         grad_k += _product(grad_logits.to(q.dtype), q)
 
-    target = _tile(grad_qkv + head * HEAD_DIM, k_token, 3 * channels, HEAD_DIM)
-    tl.store(target + channels, (grad_k * SCALE).to(k.dtype), mask=k_real[:, None])
-    tl.store(target + 2 * channels, grad_v.to(k.dtype), mask=k_real[:, None])
+    target = _tile(grad_qkv, k_token, 3 * num_heads, head, HEAD_DIM)
+    tl.store(target + num_heads * HEAD_DIM, grad_k * HEAD_DIM**-0.5, mask=k_real[:, None])
+    tl.store(target + 2 * num_heads * HEAD_DIM, grad_v, mask=k_real[:, None])
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -329,7 +314,7 @@ def _grad_bias_kernel(
     grad_output, qkv, table, logsumexp, delta, partial,
     height, width, group_height, group_width, interval, groups_y, groups_x, num_heads,
     num_groups, slices, first_query, last_query,
-    SCALE: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Sum dS over one slice of the groups. One program: one tile of queries x keys, one head."""
     tokens = group_height * group_width
@@ -338,36 +323,23 @@ def _grad_bias_kernel(
     head, rest = tl.program_id(0) % num_heads, tl.program_id(0) // num_heads
     key_block, rest = rest % key_blocks, rest // key_blocks
     query_block, part = rest % query_blocks, rest // query_blocks
-    channels, table_width = num_heads * HEAD_DIM, 2 * group_width - 1
-    qkv += head * HEAD_DIM
-    grad_output += head * HEAD_DIM
-    table += _middle_of_table(head, group_height, group_width)
-
     queries = first_query + query_block * BLOCK_M + tl.arange(0, BLOCK_M)
     keys = key_block * BLOCK_N + tl.arange(0, BLOCK_N)
-    q_entry = _entries(queries, group_height, group_width)
-    k_entry = _entries(keys, group_height, group_width)
-    bias = tl.load(table + (q_entry[:, None] - k_entry[None, :]))
+    bias = _bias_of_full_group(table, head, queries, keys, group_height, group_width)
     grad_bias = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for group in range(part, num_groups, slices):
-        first, rows, columns = _group(
-            group, height, width, group_height, group_width, interval, groups_y, groups_x
+        q_token, q_real = _members_as_in_full_group(
+            queries, group, height, width, group_height, group_width, interval, groups_y, groups_x
         )
-        q_place, _, q_real = _members(
-            queries, group_width, rows, columns, width, interval, table_width
+        k_token, k_real = _members_as_in_full_group(
+            keys, group, height, width, group_height, group_width, interval, groups_y, groups_x
         )
-        q_token = first + q_place
-        k_place, _, k_real = _members(
-            keys, group_width, rows, columns, width, interval, table_width
-        )
-        k_token = first + k_place
-        q = tl.load(_tile(qkv, q_token, 3 * channels, HEAD_DIM))
-        grad = tl.load(_tile(grad_output, q_token, channels, HEAD_DIM))
-        k = tl.load(_tile(qkv + channels, k_token, 3 * channels, HEAD_DIM))
-        v = tl.load(_tile(qkv + 2 * channels, k_token, 3 * channels, HEAD_DIM))
+        q = tl.load(_tile(qkv, q_token, 3 * num_heads, head, HEAD_DIM))
+        k, v = _load_kv(qkv, k_token, num_heads, head, HEAD_DIM)
+        grad = tl.load(_tile(grad_output, q_token, num_heads, head, HEAD_DIM))
         row_logsumexp = tl.load(logsumexp + q_token * num_heads + head)
         row_delta = tl.load(delta + q_token * num_heads + head)
-        logits = _logits(q, k, bias, q_real[:, None] & k_real[None, :], SCALE)
+        logits = _logits(q, k, bias, q_real[:, None] & k_real[None, :], HEAD_DIM)
         weights = tl.exp2(logits - row_logsumexp[:, None])
         grad_bias += weights * (_product(grad, tl.trans(v)) - row_delta[:, None])
 
@@ -421,15 +393,11 @@ class Tile(NamedTuple):
 def choose_tile(tokens: int, dtype: torch.dtype, backward: bool = False) -> Tile:
     """Choose the tile for groups of ``tokens`` tokens.
 
-    Up to 64 tokens, the smallest square that holds the group: a 7 x 7 group fills three quarters of
-    its rows. Tensor cores want 16 rows per warp. The biases stay in registers from one group to the
-    next, and the next group's tokens are read ahead.
-
-    Longer groups look up other biases in each step, and this, not arithmetic, is what they wait
-    for: reading ahead would take the lookups through shared memory, so that many small programs
-    per SM hide the waiting better. Backward has more sums at once, so its tiles are half as large.
-
-    Products in float32 do not use the tensor cores and keep all operands in registers: smaller
+    Up to 64 tokens, the smallest square that holds the group. Tensor cores want 16 rows per warp.
+    The biases stay in registers, and the next group's tokens are read ahead. Longer groups wait for
+    the lookups of biases: reading ahead would take them through shared memory, and many small
+    programs per SM hide the waiting better. Backward has more sums at once, so its tiles are half
+    as large. Products in float32 use no tensor cores and keep all operands in registers: smaller
     tiles, more warps.
     """
     single = dtype == torch.float32
@@ -447,16 +415,8 @@ def count_groups(size: int, group: int, interval: int) -> int:
     return full_regions * interval + min(interval, last + 1)
 
 
-def launch_forward(
-    qkv: Tensor, table: Tensor, plan: GroupPlan, num_heads: int
-) -> tuple[Tensor, Tensor]:
-    """Attend within groups.
-
-    Args:
-        qkv: (B, H, W, 3 * C), contiguous.
-        table: (2 * group height - 1, 2 * group width - 1, heads), float32.
-        plan: The groups.
-        num_heads: Attention heads.
+def launch_forward(qkv, table, plan: GroupPlan, num_heads: int) -> tuple[Tensor, Tensor]:
+    """Attend within groups, from contiguous tensors and a table in float32.
 
     Returns:
         The output (B, H, W, C), and the base-2 logarithm of the softmax's denominator
@@ -464,138 +424,52 @@ def launch_forward(
     """
     output = qkv.new_empty(*qkv.shape[:3], qkv.shape[3] // 3)
     logsumexp = qkv.new_empty(*qkv.shape[:3], num_heads, dtype=torch.float32)
-    plan, table = _crop_to_map(plan, table)
-    sizes, num_groups, tokens = _sizes(qkv, plan, num_heads)
+    values = _values(qkv, table, plan, num_heads, output=output, logsumexp=logsumexp)
+    tokens, num_groups = plan.group_height * plan.group_width, values["num_groups"]
     tile = choose_tile(tokens, qkv.dtype)
-    constants = _constants(output, num_heads, tile)
-    tensors = (qkv, _logit_table(table), output, logsumexp)
     if tokens <= ONE_TILE_TOKENS:
         slices = _count_slices(num_groups, num_heads, tile)
-        arguments = (*tensors, *sizes, num_groups, slices)
-        _launch(
-            _one_tile_forward_kernel, num_heads * slices, *arguments, **constants, BLOCK=tile.own
-        )
+        _launch(_one_tile_forward_kernel, num_heads * slices, tile, values, slices=slices)
     else:
         programs = num_heads * triton.cdiv(tokens, tile.own) * num_groups
-        blocks = dict(BLOCK_M=tile.own, BLOCK_N=tile.other)
-        _launch(_forward_kernel, programs, *tensors, *sizes, **constants, **blocks)
+        _launch(_forward_kernel, programs, tile, values)
     return output, logsumexp
 
 
-def launch_backward(
-    grad_output: Tensor,
-    qkv: Tensor,
-    table: Tensor,
-    output: Tensor,
-    logsumexp: Tensor,
-    plan: GroupPlan,
-    num_heads: int,
-) -> tuple[Tensor, Tensor]:
+def launch_backward(grad_output, qkv, table, output, logsumexp, plan: GroupPlan, num_heads: int):
     """Compute the gradients of ``qkv`` and ``table``; the order of all sums is fixed.
 
-    Args:
-        grad_output: (B, H, W, C), contiguous.
-        qkv: As for :func:`launch_forward`.
-        table: As for :func:`launch_forward`.
-        output: What :func:`launch_forward` returned.
-        logsumexp: What :func:`launch_forward` returned.
-        plan: The groups.
-        num_heads: Attention heads.
-
-    Returns:
-        Tensors shaped like ``qkv`` and ``table``.
+    ``grad_output`` is contiguous; the rest is what :func:`launch_forward` took and returned.
     """
-    grad_qkv, grad_whole_table = torch.empty_like(qkv), torch.zeros_like(table)
-    plan, table = _crop_to_map(plan, table)
-    is_whole = table.shape == grad_whole_table.shape
-    grad_table = grad_whole_table if is_whole else table.new_zeros(table.shape)
-    table = _logit_table(table)
-    if plan.group_height * plan.group_width <= ONE_TILE_TOKENS:
-        tensors = (grad_output, qkv, table, logsumexp, grad_qkv)
-        _one_tile_backward(*tensors, grad_table, plan, num_heads)
-    else:
-        delta = torch.empty_like(logsumexp)
-        tensors = (grad_output, qkv, table, output, logsumexp, grad_qkv, delta)
-        _grad_qkv(*tensors, plan, num_heads)
-        tensors = (grad_output, qkv, table, logsumexp, delta)
-        _grad_table(*tensors, grad_table, plan, num_heads)
-    if not is_whole:
-        crop_table(grad_whole_table, plan.group_height, plan.group_width).copy_(grad_table)
-    return grad_qkv, grad_whole_table
-
-
-def _one_tile_backward(
-    grad_output, qkv, table, logsumexp, grad_qkv, grad_table, plan, num_heads
-) -> None:
-    sizes, num_groups, tokens = _sizes(qkv, plan, num_heads)
+    grad_qkv, grad_table = torch.empty_like(qkv), torch.zeros_like(table)
+    tensors = dict(grad_output=grad_output, output=output, logsumexp=logsumexp)
+    results = dict(grad_qkv=grad_qkv, grad_table=grad_table, delta=torch.empty_like(logsumexp))
+    values = _values(qkv, table, plan, num_heads, **tensors, **results)
+    tokens, num_groups = plan.group_height * plan.group_width, values["num_groups"]
     tile = choose_tile(tokens, qkv.dtype, backward=True)
-    slices = _count_slices(num_groups, num_heads, tile, 4 * num_heads * tokens**2)
-    partial = table.new_empty(slices, num_heads, tokens, tokens)
-    _launch(
-        _one_tile_backward_kernel,
-        num_heads * slices,
-        *(grad_output, qkv, table, logsumexp, grad_qkv, partial, *sizes, num_groups, slices),
-        **_constants(grad_output, num_heads, tile),
-        BLOCK=tile.own,
-    )
-    _add_offsets(partial, grad_table, plan, 0, tokens)
-
-
-def _grad_qkv(grad_output, qkv, table, output, logsumexp, grad_qkv, delta, plan, num_heads) -> None:
-    sizes, num_groups, tokens = _sizes(qkv, plan, num_heads)
-    tile = choose_tile(tokens, qkv.dtype, backward=True)
-    programs = num_heads * triton.cdiv(tokens, tile.own) * num_groups
-    constants = _constants(output, num_heads, tile)
-    tensors = (grad_output, qkv, table, output, logsumexp, grad_qkv, delta)
-    blocks = dict(BLOCK_M=tile.own, BLOCK_N=tile.other)
-    _launch(_grad_query_kernel, programs, *tensors, *sizes, **constants, **blocks)
-    tensors = (grad_output, qkv, table, logsumexp, delta, grad_qkv)
-    blocks = dict(BLOCK_M=tile.other, BLOCK_N=tile.own)
-    _launch(_grad_key_kernel, programs, *tensors, *sizes, **constants, **blocks)
-
-
-def _grad_table(grad_output, qkv, table, logsumexp, delta, grad_table, plan, num_heads) -> None:
-    """Sum over the groups, as many queries at a time as the workspace holds."""
-    sizes, num_groups, tokens = _sizes(qkv, plan, num_heads)
-    # The biases stay in registers here as for short groups, so reading ahead pays.
-    tile = choose_tile(tokens, qkv.dtype, backward=True)._replace(stages=2)
-    constants = dict(BLOCK_M=tile.own, BLOCK_N=tile.other)
-    constants.update(_constants(grad_output, num_heads, tile))
     bytes_per_query = 4 * num_heads * tokens
-    chunk = max(1, WORKSPACE_BYTES // (bytes_per_query * tile.own)) * tile.own
+    if tokens <= ONE_TILE_TOKENS:
+        kernel, chunk = _one_tile_backward_kernel, tokens
+    else:
+        programs = num_heads * triton.cdiv(tokens, tile.own) * num_groups
+        _launch(_grad_query_kernel, programs, tile, values)
+        _launch(_grad_key_kernel, programs, tile, values)
+        # The biases stay in registers here as for short groups, so reading ahead pays.
+        kernel, tile = _grad_bias_kernel, tile._replace(stages=2)
+        # As many queries at a time as the workspace holds.
+        chunk = max(1, WORKSPACE_BYTES // (bytes_per_query * tile.own)) * tile.own
     for first in range(0, tokens, chunk):
         last = min(first + chunk, tokens)
         tiles = triton.cdiv(last - first, tile.own) * triton.cdiv(tokens, tile.other) * num_heads
         slices = _count_slices(num_groups, tiles, tile, bytes_per_query * (last - first))
         partial = table.new_empty(slices, num_heads, last - first, tokens)
-        tensors = (grad_output, qkv, table, logsumexp, delta, partial)
-        work = (num_groups, slices, first, last)
-        _launch(_grad_bias_kernel, tiles * slices, *tensors, *sizes, *work, **constants)
-        _add_offsets(partial, grad_table, plan, first, last)
-
-
-def _crop_to_map(plan: GroupPlan, table: Tensor) -> tuple[GroupPlan, Tensor]:
-    """Leave out the members of a group that no map of this size has, to have smaller tiles."""
-    rows = min(plan.group_height, max(1, triton.cdiv(plan.height, plan.interval)))
-    columns = min(plan.group_width, max(1, triton.cdiv(plan.width, plan.interval)))
-    plan = plan._replace(group_height=rows, group_width=columns)
-    return plan, crop_table(table, rows, columns)
-
-
-def _add_offsets(
-    partial: Tensor, grad_table: Tensor, plan: GroupPlan, first_query: int, last_query: int
-) -> None:
-    """Add (slices, heads, queries, keys) to the offsets of the pairs in the table's gradient."""
-    grad_bias = partial.sum(0) if len(partial) != 1 else partial
-    rows, columns, num_heads = grad_table.shape
-    _launch(
-        _sum_offsets_kernel,
-        num_heads * rows * triton.cdiv(columns, 32),
-        *(grad_bias, grad_table, plan.group_height, plan.group_width, num_heads),
-        *(first_query, last_query),
-        BLOCK_M=16,
-        BLOCK_N=32,
-    )
+        work = dict(slices=slices, partial=partial, first_query=first, last_query=last)
+        _launch(kernel, tiles * slices, tile, values, **work)
+        grad_bias = partial.sum(0) if slices != 1 else partial
+        by_offset = Tile(own=16, other=32, warps=4, stages=3)
+        programs = num_heads * len(table) * triton.cdiv(table.shape[1], by_offset.other)
+        _launch(_sum_offsets_kernel, programs, by_offset, values, grad_bias=grad_bias, **work)
+    return grad_qkv, grad_table
 
 
 def _count_slices(num_groups: int, programs: int, tile: Tile, workspace: int = 1) -> int:
@@ -604,30 +478,28 @@ def _count_slices(num_groups: int, programs: int, tile: Tile, workspace: int = 1
     return min(num_groups, max(1, wanted))
 
 
-def _sizes(qkv: Tensor, plan: GroupPlan, num_heads: int) -> tuple[tuple[int, ...], int, int]:
-    """The kernels' common arguments, the groups of the batch, and the tokens of a full group."""
+def _values(
+    qkv: Tensor, table: Tensor, plan: GroupPlan, num_heads: int, **tensors: Tensor
+) -> dict[str, object]:
+    """What all kernels of one call share, by the names of their parameters."""
     groups_y = count_groups(plan.height, plan.group_height, plan.interval)
     groups_x = count_groups(plan.width, plan.group_width, plan.interval)
-    tokens = plan.group_height * plan.group_width
-    return (*plan, groups_y, groups_x, num_heads), qkv.shape[0] * groups_y * groups_x, tokens
-
-
-def _constants(output: Tensor, num_heads: int, tile: Tile) -> dict[str, float]:
-    head_dim = output.shape[-1] // num_heads
-    options = dict(num_warps=tile.warps, num_stages=tile.stages)
-    return dict(HEAD_DIM=head_dim, SCALE=head_dim**-0.5, **options)
-
-
-def _logit_table(table: Tensor) -> Tensor:
-    """Heads first, so that one head's biases share cache lines, and in the unit of the logits."""
+    num_groups = len(qkv) * groups_y * groups_x
+    sizes = dict(groups_y=groups_y, groups_x=groups_x, num_heads=num_heads, num_groups=num_groups)
+    # Heads first, so that one head's biases share cache lines, and in the unit of the logits.
     scaled = table.new_empty(table.shape[2], *table.shape[:2])
-    return torch.mul(table.permute(2, 0, 1), LOG2_E.value, out=scaled)
+    torch.mul(table.permute(2, 0, 1), LOG2_E.value, out=scaled)
+    sizes["HEAD_DIM"] = qkv.shape[-1] // (3 * num_heads)
+    return dict(qkv=qkv, table=scaled, **tensors, **plan._asdict(), **sizes)
 
 
-def _launch(kernel, programs: int, *arguments, **options) -> None:
+def _launch(kernel, programs: int, tile: Tile, values: dict, **work: object) -> None:
+    """Run a kernel on those of the values that it has a parameter for."""
     if programs == 0:
         return
-    device = arguments[0].device
+    values = dict(values, **work, BLOCK=tile.own, BLOCK_M=tile.own, BLOCK_N=tile.other)
+    arguments = {name: values[name] for name in kernel.arg_names}
+    device = values["qkv"].device
     # Triton launches on the current device, which need not be the tensors'.
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        kernel[(programs,)](*arguments, **options)
+        kernel[(programs,)](**arguments, num_warps=tile.warps, num_stages=tile.stages)
