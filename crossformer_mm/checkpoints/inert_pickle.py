@@ -1,23 +1,24 @@
 """A pickle read as data: what it names, calls and fills becomes nodes, and nothing is called.
 
-Python's own unpickler, with most of its instructions removed and the others replaced. It does not
-hash, compare or convert what it reads either: :mod:`crossformer_mm.checkpoints.values` makes values
-of the nodes, and knows which names there may be.
+Python's own unpickler, with most of its instructions removed and some replaced. It does not hash,
+compare or convert what it reads either: :mod:`crossformer_mm.checkpoints.values` makes values of
+the nodes, and knows which names there may be.
 """
 
 import pickle
 import pickletools
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from io import BytesIO
 
-from crossformer_mm.utils.errors import UnsafeCheckpointError, one_line
+from crossformer_mm.utils.errors import UnsafeCheckpointError, describe, one_line
 
-# What protocols 2 to 5 write for plain values and for the calls of weights and training state.
+# What protocols 2 to 5 write for plain values, and for what fills lists and nodes.
 _INSTRUCTIONS = """
     PROTO FRAME STOP MARK POP POP_MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 LONG4
     BINFLOAT BINSTRING SHORT_BINSTRING BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES
     SHORT_BINBYTES BINBYTES8 EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST BINGET LONG_BINGET
-    BINPUT LONG_BINPUT MEMOIZE GLOBAL STACK_GLOBAL
+    BINPUT LONG_BINPUT MEMOIZE GLOBAL STACK_GLOBAL BINPERSID APPEND APPENDS SETITEM SETITEMS
+    ADDITEMS
 """.split()  # noqa: SIM905
 
 
@@ -26,32 +27,38 @@ class Name(str):
 
     __slots__ = ()
 
+    def __setitem__(self, key: object, value: object) -> None:
+        raise UnsafeCheckpointError(f"it changes {self}")
+
 
 class Node:
     """A dict, a set, or an object that a call would make.
 
     Attributes:
-        name: ``'dict'``, ``'set'``, ``'storage'``, or what would be called.
+        name: ``'dict'``, ``'storage'``, or what would be called.
         args: Its arguments.
-        items: Pairs of a dict, or what a set has; keys are not hashed.
+        items: Pairs of a dict, or of what a set has and None; keys are not hashed.
         state: What would be set as its state.
     """
 
-    def __init__(self, name: str, args: tuple = ()) -> None:
+    def __init__(self, name: str, args: object = ()) -> None:
         self.name, self.args = name, args
-        self.items: list = []
+        self.items: list[tuple[object, object]] = []
         self.state: object = None
+
+    def __setitem__(self, key: object, value: object) -> None:
+        self.items.append((key, value))
+
+    def add(self, value: object) -> None:
+        """Add to a set."""
+        self[value] = None
 
 
 def describe_node(value: object) -> str:
     """Describe a node or value of a pickle, shortly."""
     if isinstance(value, Name):
-        return one_line(value, 100)
-    if isinstance(value, Node):
-        return f"a {one_line(value.name, 100)}"
-    if isinstance(value, str):
-        return repr(one_line(value, 100))
-    return f"a {type(value).__name__}"
+        return str(value)
+    return f"a {value.name}" if isinstance(value, Node) else describe(value)
 
 
 class _Instructions(dict):
@@ -75,6 +82,9 @@ class _InertUnpickler(pickle._Unpickler):
             raise UnsafeCheckpointError(f"it names {one_line(full, 100)}")
         return Name(full)
 
+    def persistent_load(self, arguments: object) -> Node:
+        return Node("storage", arguments)
+
     def call(self) -> None:
         args, function = self.stack.pop(), self.stack[-1]
         if type(function) is not Name or type(args) is not tuple:
@@ -87,33 +97,6 @@ class _InertUnpickler(pickle._Unpickler):
             raise UnsafeCheckpointError(f"it sets the state of {describe_node(target)}")
         target.state = state
 
-    def persistent_id(self) -> None:
-        arguments = self.stack[-1]
-        if type(arguments) is not tuple:
-            raise UnsafeCheckpointError(f"it asks for {describe_node(arguments)}")
-        self.stack[-1] = Node("storage", arguments)
-
-    def set_item(self) -> None:
-        value, key = self.stack.pop(), self.stack.pop()
-        _add_items(self.stack[-1], [(key, value)])
-
-    def set_items(self) -> None:
-        values = self.pop_mark()
-        _add_items(self.stack[-1], zip(values[::2], values[1::2], strict=True))
-
-    def add_items(self) -> None:
-        values = self.pop_mark()
-        if type(self.stack[-1]) is not Node or self.stack[-1].name != "set":
-            raise UnsafeCheckpointError(f"it changes {describe_node(self.stack[-1])}")
-        self.stack[-1].items += values
-
-    def append_one(self) -> None:
-        _extend(self.stack[-2], [self.stack.pop()])
-
-    def append_some(self) -> None:
-        values = self.pop_mark()
-        _extend(self.stack[-1], values)
-
     dispatch = _Instructions(
         (code, pickle._Unpickler.dispatch[code])
         for name in _INSTRUCTIONS
@@ -121,29 +104,11 @@ class _InertUnpickler(pickle._Unpickler):
     )
     dispatch |= {
         pickle.EMPTY_DICT[0]: lambda self: self.append(Node("dict")),
-        pickle.EMPTY_SET[0]: lambda self: self.append(Node("set")),
+        pickle.EMPTY_SET[0]: lambda self: self.append(Node("builtins.set")),
         pickle.REDUCE[0]: call,
         pickle.NEWOBJ[0]: call,
         pickle.BUILD[0]: build,
-        pickle.BINPERSID[0]: persistent_id,
-        pickle.SETITEM[0]: set_item,
-        pickle.SETITEMS[0]: set_items,
-        pickle.ADDITEMS[0]: add_items,
-        pickle.APPEND[0]: append_one,
-        pickle.APPENDS[0]: append_some,
     }
-
-
-def _add_items(target: object, pairs: Iterable) -> None:
-    if type(target) is not Node or target.name in ("set", "storage"):
-        raise UnsafeCheckpointError(f"it changes {describe_node(target)}")
-    target.items += pairs
-
-
-def _extend(target: object, values: list) -> None:
-    if type(target) is not list:
-        raise UnsafeCheckpointError(f"it changes {describe_node(target)}")
-    target += values
 
 
 def read_pickle(data: bytes, names: Collection[str]) -> object:

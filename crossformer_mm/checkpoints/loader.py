@@ -7,12 +7,12 @@ weights in the authors' layout get the names that mmpretrain, mmdet and mmseg us
 
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping
-from types import ModuleType
 
 import torch
 from mmengine.logging import print_log
+from mmengine.runner import CheckpointLoader
 
+from crossformer_mm.checkpoints.config_text import drop_programs
 from crossformer_mm.checkpoints.reader import load_file
 from crossformer_mm.checkpoints.sources import find_file
 from crossformer_mm.models.state_dict import (
@@ -24,23 +24,18 @@ from crossformer_mm.models.state_dict import (
     library_layout,
     parse_state_dict,
 )
-from crossformer_mm.utils.import_hooks import when_imported
 
 # Of local paths and the web; loaders for other places stay whose they are.
 PREFIXES = ("", "http://", "https://")
 
 
 def use_safe_loader() -> None:
-    """Replace mmengine's loaders of :data:`PREFIXES`, now or when its runner is imported."""
-    when_imported("mmengine.runner.checkpoint", _replace_loaders)
-
-
-def _replace_loaders(module: ModuleType) -> None:
-    loader = module.CheckpointLoader
+    """Replace mmengine's loaders of :data:`PREFIXES`; a loader that another package put stays."""
     for prefix in PREFIXES:
-        present = loader._schemes[prefix]
-        if present.__module__ == module.__name__:
-            loader.register_scheme(prefix, loader=load_from_safe, force=True)
+        # mmengine has no public way to ask which loader a prefix has.
+        present = CheckpointLoader._schemes[prefix]
+        if present.__module__ == CheckpointLoader.__module__:
+            CheckpointLoader.register_scheme(prefix, loader=load_from_safe, force=True)
         elif present is not load_from_safe:
             print_log(
                 f"Checkpoints at {prefix or 'local paths'} are read by {present.__module__}."
@@ -63,9 +58,9 @@ def load_from_safe(filename: str, map_location: str | torch.device | None = None
         CheckpointError: If it cannot be read, or not safely.
     """
     checkpoint = load_file(find_file(filename), map_location)
-    if not isinstance(checkpoint, Mapping):
+    if not isinstance(checkpoint, dict):
         return checkpoint
-    checkpoint = _without_program(checkpoint)
+    drop_programs(checkpoint, filename)
     state_dict = find_state_dict(checkpoint)
     if not any(str(name).endswith("patch_embed.projs.0.weight") for name in state_dict):
         return checkpoint  # of another model
@@ -77,22 +72,9 @@ def load_from_safe(filename: str, map_location: str | torch.device | None = None
             f"{layout.describe_dropped()}",
             logger="current",
         )
-    metadata = getattr(state_dict, "_metadata", {})
-    return {**entries_beside_weights(checkpoint), "state_dict": _marked_strict(weights, metadata)}
-
-
-def _without_program(checkpoint: Mapping) -> dict:
-    """Leave out the config in ``meta``: mmengine would run its text, as Python, when it resumes."""
-    meta = checkpoint.get("meta")
-    if not isinstance(meta, Mapping) or "config" not in meta:
-        return dict(checkpoint)
-    return {**checkpoint, "meta": {key: meta[key] for key in meta if key != "config"}}
-
-
-def _marked_strict(weights: Mapping[str, torch.Tensor], metadata: Mapping) -> OrderedDict:
-    """Mark the weights for the backbone, alone or in a model, to check that all of it fits."""
+    # Marked for the backbone, alone or in a model, to check that all of it fits.
+    versions = getattr(state_dict, "_metadata", {})
     marked = OrderedDict(weights)
-    marked._metadata = OrderedDict(metadata)
-    for module in ("", PREFIX.rstrip(".")):
-        marked._metadata[module] = {**metadata.get(module, {}), STRICT: True}
-    return marked
+    strict = {m: {**versions.get(m, {}), STRICT: True} for m in ("", PREFIX.rstrip("."))}
+    marked._metadata = OrderedDict({**versions, **strict})
+    return {**entries_beside_weights(checkpoint), "state_dict": marked}

@@ -10,9 +10,6 @@ from mmengine.dist import barrier, get_rank
 
 from crossformer_mm.utils.errors import CheckpointError
 
-# mmengine looks these up in tables of URLs.
-NAME_SCHEMES = ("torchvision", "modelzoo", "open-mmlab", "openmmlab")
-
 
 def find_file(name: str | Path) -> Path:
     """Return the file that a checkpoint name stands for, downloaded if it is not here yet.
@@ -29,16 +26,12 @@ def find_file(name: str | Path) -> Path:
         return Path(os.path.expanduser(name))
     if scheme == "file":
         return Path(rest)
-    if scheme in NAME_SCHEMES:
-        return find_file(_look_up(scheme, rest))
-    if scheme not in ("http", "https"):
+    if scheme in ("http", "https"):
+        return _download(str(name))
+    if scheme not in ("torchvision", "modelzoo", "open-mmlab", "openmmlab"):
         raise CheckpointError(
             f"checkpoint {name}: {scheme}:// is not supported; give a path or an http(s) URL"
         )
-    return _download(str(name))
-
-
-def _look_up(scheme: str, name: str) -> str:
     # Imported here: the backbone does not need mmengine's runner.
     from mmengine.runner import checkpoint as tables
 
@@ -46,27 +39,23 @@ def _look_up(scheme: str, name: str) -> str:
         urls = tables.get_torchvision_models()
     else:
         urls = tables.get_external_models()
-        name = tables.get_deprecated_model_names().get(name, name)
-    if name not in urls:
-        raise CheckpointError(f"checkpoint {scheme}://{name}: mmengine knows no such model")
-    return urls[name]
+        rest = tables.get_deprecated_model_names().get(rest, rest)
+    if rest not in urls:
+        raise CheckpointError(f"checkpoint {name}: mmengine knows no such model")
+    return find_file(urls[rest])
 
 
 def _download(url: str) -> Path:
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
+    # The first process fetches it for all; on other machines it may still be missing then.
+    if get_rank() != 0:
+        barrier()
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(url, str(path))
+        except (OSError, HTTPException, ValueError) as error:
+            raise CheckpointError(f"checkpoint {url} cannot be downloaded: {error}") from error
     if get_rank() == 0:
-        _fetch(url, path)
-    barrier()
-    # On other machines it may still be missing.
-    _fetch(url, path)
+        barrier()
     return path
-
-
-def _fetch(url: str, path: Path) -> None:
-    if path.is_file():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        torch.hub.download_url_to_file(url, str(path))
-    except (OSError, HTTPException, ValueError) as error:
-        raise CheckpointError(f"checkpoint {url} cannot be downloaded: {error}") from error

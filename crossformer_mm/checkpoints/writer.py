@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from crossformer_mm.utils.errors import CheckpointError, one_line
-from crossformer_mm.utils.io import replace_when_complete
+from crossformer_mm.utils.io import atomic_write
 
 
 def check_destination(source: Path, destination: Path) -> None:
@@ -19,10 +20,11 @@ def check_destination(source: Path, destination: Path) -> None:
     try:
         if not folder.is_dir():
             raise CheckpointError(f"{destination} cannot be written: there is no folder {folder}")
-        if destination.exists() and not destination.is_file():
-            raise CheckpointError(f"{destination} cannot be written: it is not a file")
-        if destination.exists() and source.exists() and destination.samefile(source):
-            raise CheckpointError(f"{destination} is the source: give the result another name")
+        if destination.exists():
+            if not destination.is_file():
+                raise CheckpointError(f"{destination} cannot be written: it is not a file")
+            if source.exists() and destination.samefile(source):
+                raise CheckpointError(f"{destination} is the source: give the result another name")
     except OSError as error:
         raise CheckpointError(f"{destination} cannot be written: {error.strerror}") from error
 
@@ -40,16 +42,28 @@ def write_checkpoint(path: Path, weights: Mapping[str, Tensor], meta: Mapping) -
     Raises:
         CheckpointError: If it cannot be written, as on a full disk. Nothing is left behind.
     """
-    write = _write_safetensors if path.suffix == ".safetensors" else _write_pth
     try:
-        weights = own_memory(weights)
-        with replace_when_complete(path) as temporary:
-            write(temporary, weights, meta)
+        weights = _own_memory(weights)
+        # Through a file object: torch's own writer hides what went wrong.
+        with atomic_write(path) as temporary, temporary.open("xb") as file:
+            if path.suffix == ".safetensors":
+                from safetensors.torch import save_file
+
+                permissions = temporary.stat().st_mode
+                save_file(weights, temporary, {"format": "pt", "meta": json.dumps(meta)})
+                temporary.chmod(permissions)  # the library lets no one else read it
+            else:
+                torch.save({"meta": dict(meta), "state_dict": weights}, file)
+                file.flush()
+                os.fsync(file.fileno())
     except Exception as error:
-        raise CheckpointError(f"{path} cannot be written: {_find_reason(error)}") from error
+        # The system's number is in the text of safetensors, or in an error below torch's.
+        number = re.search(r"(?:os error|Errno) (\d+)", "".join(traceback.format_exception(error)))
+        reason = os.strerror(int(number[1])) if number else str(error).partition("\n")[0]
+        raise CheckpointError(f"{path} cannot be written: {one_line(reason)}") from error
 
 
-def own_memory(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _own_memory(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copy tensors that share memory, or are parts of more, which would be written as a whole."""
     taken: set[int] = set()
     own = {}
@@ -61,35 +75,3 @@ def own_memory(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if not (is_own and value.is_contiguous()):
             own[name] = own[name].clone(memory_format=torch.contiguous_format)
     return own
-
-
-def _write_pth(path: Path, weights: Mapping[str, Tensor], meta: Mapping) -> None:
-    # Through a file object: torch's own writer hides what went wrong.
-    with path.open("xb") as file:
-        torch.save({"meta": dict(meta), "state_dict": dict(weights)}, file)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _write_safetensors(path: Path, weights: Mapping[str, Tensor], meta: Mapping) -> None:
-    from safetensors.torch import save_file
-
-    path.touch(exist_ok=False)
-    permissions = path.stat().st_mode
-    save_file(dict(weights), path, metadata={"format": "pt", "meta": json.dumps(meta)})
-    # The library lets no one else read it.
-    path.chmod(permissions)
-
-
-def _find_reason(error: BaseException) -> str:
-    """Find what the system said at the bottom of a chain of errors."""
-    # The safetensors library, written in Rust, has the number in its text.
-    number = re.search(r"os error (\d+)", str(error))
-    if number:
-        return os.strerror(int(number[1]))
-    link: BaseException | None = error
-    while link is not None:
-        if isinstance(link, OSError) and link.errno is not None:
-            return os.strerror(link.errno)
-        link = link.__cause__ or link.__context__
-    return one_line(str(error).partition("\n")[0])
