@@ -1,42 +1,38 @@
-"""Make the classifiers known to mmpretrain by name, once mmpretrain is imported.
+"""What the libraries know of this package besides the backbone, through their own interfaces."""
 
-The backbone works without mmpretrain, so this package does not import it. It waits until someone
-does: then ``mmpretrain.list_models('crossformer*')`` and ``mmpretrain.get_model(NAME)`` know the
-classification configs. Detectors and segmentors are not mmpretrain's to build.
-"""
+import sys
+from importlib.util import find_spec
 
-import warnings
-from pathlib import Path
-from types import ModuleType
+from crossformer_mm.utils.index import METAFILE, find_index_root
 
-from crossformer_mm.utils.import_hooks import when_imported
 
-HUB_MODULE = "mmpretrain.apis.model"
-METAFILE = Path("configs/classification/metafile.yml")
-PACKAGE = Path(__file__).parent
+def register_with_runner() -> None:
+    """Register the hooks that configs name, and the reader of checkpoints.
+
+    mmengine's runner imports OpenCV. Where that is missing nothing can train, but the backbone
+    works alone.
+    """
+    if find_spec("cv2") is not None:
+        from crossformer_mm.checkpoints.loader import use_safe_loader
+        from crossformer_mm.engine.hooks import loss_check  # noqa: F401
+
+        use_safe_loader()
+    if "mmpretrain" in sys.modules:
+        register_classifiers()
 
 
 def register_classifiers() -> None:
-    """Add the classifiers to mmpretrain's hub, now or when mmpretrain is imported."""
-    when_imported(HUB_MODULE, _add_to_hub)
+    """Add the classifiers to mmpretrain's model hub, under the names of their configs.
 
+    ``mmpretrain.list_models('crossformer*')`` and ``mmpretrain.get_model(NAME)`` know them then.
+    Importing this package does it if mmpretrain has been imported before; it does not import
+    mmpretrain, which detectors and segmentors do not need.
 
-def find_index_root() -> Path | None:
-    """Find the folder that has ``configs``: in the installed package, or around its source."""
-    for root in (PACKAGE / ".mim", PACKAGE.parent):
-        if (root / METAFILE).is_file():
-            return root
-    return None
+    Raises:
+        FileNotFoundError: If the package was installed without its configs.
+    """
+    from mmpretrain.apis.model import ModelHub
 
-
-def _add_to_hub(module: ModuleType) -> None:
     root = find_index_root()
-    if root is None:
-        warnings.warn(
-            f"crossformer_mm: {METAFILE} is neither in {PACKAGE}/.mim nor beside the package, so "
-            "mmpretrain does not know the models by name; install the package again",
-            stacklevel=2,
-        )
-    elif not module.ModelHub.has("crossformer-small_8xb128_in1k"):
-        # The hub raises when a name is registered again.
-        module.ModelHub.register_model_index(root / METAFILE, config_prefix=root)
+    if not ModelHub.has("crossformer-small_8xb128_in1k"):  # the hub refuses a name it has
+        ModelHub.register_model_index(root / METAFILE, config_prefix=root)

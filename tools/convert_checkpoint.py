@@ -5,15 +5,17 @@ with the model before anything is written. No code in the file is run.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from crossformer_mm.checkpoints.convert import convert_checkpoint
-from crossformer_mm.utils.errors import CheckpointError
+from crossformer_mm.engine.config import load_config
+from crossformer_mm.utils.cli import OneLineParser, errors_in_one_line, run
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = OneLineParser(description=__doc__)
     parser.add_argument("src", metavar="SRC", type=Path, help="checkpoint file")
     parser.add_argument(
         "dst", metavar="DST", type=Path, help="new file; .safetensors selects that format"
@@ -26,24 +28,16 @@ def parse_args() -> argparse.Namespace:
         help="config whose model it must fit; needed for models other than the published ones. "
         "For a detector or segmentor, a classifier gives its backbone",
     )
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Convert."""
-    args = parse_args()
-    cfg = None
-    if args.config is not None:
-        # Imported here: it imports mmengine's runner.
-        from crossformer_mm.engine.launch import load_config
-
-        cfg = load_config(args.config)
-    try:
-        lines = convert_checkpoint(args.src, args.dst, args.arch, cfg)
-    except (CheckpointError, ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
-    print("\n".join(lines))
+    args = parse_args(argv)
+    cfg = load_config(args.config) if args.config is not None else None
+    with errors_in_one_line(ValueError, OSError):
+        print("\n".join(convert_checkpoint(args.src, args.dst, args.arch, cfg)))
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

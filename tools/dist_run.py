@@ -1,9 +1,9 @@
 """Start the processes of a training, as torchrun does, and end with one line on what went wrong."""
 
-if __name__ == "__main__":
-    from while_loading import end_if_interrupted
+import signal
 
-    end_if_interrupted()
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the libraries load
 
 import logging
 import os

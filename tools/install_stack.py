@@ -23,10 +23,7 @@ from stack_versions import STACKS
 ROOT = Path(__file__).resolve().parents[1]
 NEEDED_GB = 10
 ATTEMPTS = 3
-NETWORK = (
-    "the package index cannot be reached: is there a network, and is HTTPS_PROXY set where one "
-    "is needed?"
-)
+NETWORK = "the package index cannot be reached: is there a network, and HTTPS_PROXY where needed?"
 # What a step's log says -> the likely cause and what to do.
 CAUSES = {
     r"no space left on device|disk quota exceeded": f"the disk is full; {NEEDED_GB} GB are needed",
@@ -43,6 +40,8 @@ CAUSES = {
     r"NewConnectionError|ProxyError|IncompleteRead|incomplete download|from versions: none|"
     r"failed to (download|fetch)|network is unreachable|dns error": NETWORK,
 }
+# How far a step is; ninja counts files as [2/10].
+PROGRESS = re.compile(r"\[\d+/\d+\]|(?:Collecting|Downloading|Installing) .*")
 # What pip and uv say after the error itself.
 EPILOGUE = re.compile(
     r"metadata-generation-failed|subprocess-exited-with-error|Encountered error while|See above|"
@@ -50,6 +49,7 @@ EPILOGUE = re.compile(
     r"did not run successfully|No matching distribution found|failed-wheel-build|notice\]|"
     r"Could not build wheels"
 )
+ERROR = re.compile(r"error|fatal|killed|no such file|no space|not found|cause:", re.I)
 
 
 class SetupError(Exception):
@@ -60,15 +60,13 @@ class Installation:
     """An environment that is being filled, step by step, with one log for all steps."""
 
     def __init__(self, venv: Path) -> None:
-        self.venv, self.log = venv, venv / "install.log"
-        self.python = venv / "bin" / "python"
-        # Exists as long as the environment is not complete.
-        self.unfinished = venv / ".unfinished"
+        self.venv, self.log, self.python = venv, venv / "install.log", venv / "bin" / "python"
+        self.unfinished = venv / ".unfinished"  # exists until the environment is complete
 
     def create(self) -> None:
         """Make the environment, anew if an earlier set-up was interrupted."""
         if self.unfinished.exists():
-            print(f"==> {self.venv} is of an interrupted set-up: making it anew", flush=True)
+            print(f"==> {self.venv} is half made: making it anew", flush=True)
             shutil.rmtree(self.venv)
         self.venv.mkdir(parents=True, exist_ok=True)
         self.unfinished.touch()
@@ -76,7 +74,7 @@ class Installation:
         made = self.run_once([sys.executable, "-m", "venv", str(self.venv)])
         if made or not self.python.exists():
             raise SetupError(
-                f"no virtual environment could be made in {self.venv}: {self.reason(0)}; "
+                f"no virtual environment could be made in {self.venv}: {self.explain(0)[1]}; "
                 f"on Debian: apt install python3-venv (log: {self.log})"
             )
 
@@ -86,28 +84,19 @@ class Installation:
         with self.log.open("a") as log:
             log.write(f"\n$ {' '.join(command)}\n")
             log.flush()
-            with subprocess.Popen(
-                command,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, **env},
-            ) as process:
+            streams = dict(stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+            with subprocess.Popen(command, env={**os.environ, **env}, **streams) as process:
                 while True:
                     try:
                         status = process.wait(timeout=20)
                         break
                     except subprocess.TimeoutExpired:
-                        print(f"    {time.monotonic() - start:.0f}s {self.progress()}", flush=True)
+                        last = self.log.read_text(errors="replace")[-20000:]
+                        found = ["", *PROGRESS.findall(last)][-1][:80]
+                        print(f"    {time.monotonic() - start:.0f}s {found}", flush=True)
             if status < 0:
                 log.write(f"exit status: {status}\n")
         return status
-
-    def progress(self) -> str:
-        """The last line of the log that says how far a step is; ninja counts files as [2/10]."""
-        last = self.log.read_text(errors="replace")[-20000:]
-        found = re.findall(r"\[\d+/\d+\]|(?:Collecting|Downloading|Installing) .*", last)
-        return found[-1][:80] if found else ""
 
     def step(self, title: str, *ways: Callable[[], int]) -> None:
         """Do a step in the first way that succeeds; try again if the network broke off."""
@@ -118,42 +107,31 @@ class Installation:
             if any(way() == 0 for way in ways):
                 print(f"    done in {time.monotonic() - start:.0f}s", flush=True)
                 return
-            cause = self.cause(begin)
+            cause, reason = self.explain(begin)
             if cause != NETWORK or attempt == ATTEMPTS:
                 break
             print(f"    the download broke off; attempt {attempt + 1} of {ATTEMPTS}", flush=True)
-        what = f"{cause} ({self.reason(begin)})" if cause else self.reason(begin)
-        raise SetupError(f"{title}: {what} (log: {self.log})")
+        raise SetupError(f"{title}: {f'{cause} ({reason})' if cause else reason} (log: {self.log})")
 
-    def log_lines(self, begin: int) -> list[str]:
-        """The log from a position on."""
-        return self.log.read_bytes()[begin:].decode(errors="replace").splitlines()
-
-    def cause(self, begin: int) -> str | None:
-        """The likely cause of what a step logged, or None."""
-        text = "\n".join(self.log_lines(begin))
-        return next((c for sign, c in CAUSES.items() if re.search(sign, text, re.I)), None)
-
-    def reason(self, begin: int) -> str:
-        """The last line of the log that is an error itself, not what pip says after it."""
-        lines = [line for line in self.log_lines(begin) if line.strip(" │╰─>×")]
+    def explain(self, begin: int) -> tuple[str | None, str]:
+        """From the log after a position: the likely cause, or None, and the last error."""
+        text = self.log.read_bytes()[begin:].decode(errors="replace")
+        cause = next((c for sign, c in CAUSES.items() if re.search(sign, text, re.I)), None)
+        lines = [line for line in text.splitlines() if line.strip(" │╰─>×")]
         told = [line for line in lines if not EPILOGUE.search(line)]
-        errors = [
-            line
-            for line in told
-            if re.search(r"error|fatal|killed|no such file|no space|not found|cause:", line, re.I)
-        ]
-        return (errors or told or lines or ["it failed without a word"])[-1].strip()[:300]
+        errors = [line for line in told if ERROR.search(line)]
+        return cause, (errors or told or lines or ["it failed without a word"])[-1].strip()[:300]
 
     def install(self, *packages: str) -> list[Callable[[], int]]:
         """Two ways to install packages: uv, then pip."""
         options = ["install", "--no-build-isolation", *packages]
-        uv = ["-m", "uv", "pip", *options, "--python", str(self.python)]
-        return [
-            # The system's certificates are those that a proxy's is among.
-            lambda: self.run_once([str(self.python), *uv], UV_SYSTEM_CERTS="1", **uv_index()),
-            lambda: self.pip(*options),
-        ]
+        python = str(self.python)
+        uv = [python, "-m", "uv", "pip", *options, "--python", python]
+        # The system's certificates are those that a proxy's is among. uv does not read pip's index.
+        env = dict(UV_SYSTEM_CERTS="1")
+        if index := os.environ.get("PIP_INDEX_URL"):
+            env["UV_DEFAULT_INDEX"] = index
+        return [lambda: self.run_once(uv, **env), lambda: self.pip(*options)]
 
     def pip(self, command: str, *arguments: str, **env: str) -> int:
         """Run a command of pip."""
@@ -164,12 +142,9 @@ class Installation:
         """Compile mmcv's operators, in groups of source files, and install it."""
         folder = self.venv / "mmcv"
         shutil.rmtree(folder, ignore_errors=True)
-        source = requirement.split("==")[0]
-        status = self.pip(
-            *("download", "--no-deps", "--no-build-isolation", "--no-binary", source),
-            *("--dest", str(folder), requirement),
-        )
-        if status:
+        options = ["--no-deps", "--no-build-isolation"]
+        source = ["--no-binary", requirement.split("==")[0], "--dest", str(folder), requirement]
+        if status := self.pip("download", *options, *source):
             return status
         (archive,) = folder.glob("*.tar.gz")
         shutil.unpack_archive(archive, folder)
@@ -179,17 +154,11 @@ class Installation:
         group_sources(project / "mmcv/ops/csrc/pytorch", max(4, os.cpu_count() or 1))
         # The default of -O3 -g is slower to compile, and the files are far larger.
         flags = os.environ.get("CFLAGS", "-O2 -g0")
-        options = ["-v", "--no-deps", "--no-build-isolation", "--check-build-dependencies"]
+        options += ["-v", "--check-build-dependencies"]
         status = self.pip("install", *options, str(project), CFLAGS=flags)
         if status == 0:
             shutil.rmtree(folder)
         return status
-
-
-def uv_index() -> dict[str, str]:
-    """pip's index, for uv, which does not read pip's settings."""
-    index = os.environ.get("PIP_INDEX_URL")
-    return {"UV_DEFAULT_INDEX": index} if index else {}
 
 
 def group_sources(folder: Path, groups: int) -> None:
@@ -199,49 +168,32 @@ def group_sources(folder: Path, groups: int) -> None:
     the same helpers as others do: as neighbours in the list they are in different groups, and the
     one with macros, which is last in the list, is last in its group.
     """
-    clashing = [
-        "bezier_align",
-        "roi_align",
-        "roi_align_rotated",
-        "rotated_feature_align",
-        "psamask",
-    ]
-    files = sorted(folder.glob("*.cpp"))
+    clash = ["bezier_align", "roi_align", "roi_align_rotated", "rotated_feature_align", "psamask"]
     helpers = {file.stem: file for file in sorted(folder.glob("cpu/*.cpp"))}
-    last = [helpers.pop(name) for name in clashing if name in helpers]
-    files += [*helpers.values(), *last]
+    last = [helpers.pop(name) for name in clash if name in helpers]
+    files = [*sorted(folder.glob("*.cpp")), *helpers.values(), *last]
     for number in range(groups):
-        included = []
-        for file in files[number::groups]:
-            included.append(f'#include "{file.relative_to(folder).with_suffix(".inc")}"\n')
-            file.rename(file.with_suffix(".inc"))
-        (folder / f"group_{number}.cpp").write_text("".join(included))
+        included = [file.rename(file.with_suffix(".inc")) for file in files[number::groups]]
+        lines = [f'#include "{file.relative_to(folder)}"\n' for file in included]
+        (folder / f"group_{number}.cpp").write_text("".join(lines))
 
 
 def check_machine(venv: Path) -> None:
     """Raise SetupError where something is missing that would be noticed only minutes later."""
     compiler = os.environ.get("CXX", "c++").split()[0]
-    if shutil.which(compiler) is None:
-        raise SetupError(
-            f"a C++ compiler is needed to build mmcv's operators, and {compiler} is none "
-            "(on Debian: apt install g++)"
-        )
-    if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
-        raise SetupError(
-            f"Python.h of {sys.executable} is needed to build mmcv's operators "
-            "(on Debian: apt install python3-dev)"
-        )
-    gpu = shutil.which("nvidia-smi") and not os.environ.get("CUDA_HOME")
-    if gpu and shutil.which("nvcc") is None:
-        raise SetupError(
-            "nvcc is needed to build mmcv's operators for the GPU: install the CUDA toolkit"
-        )
-    existing = next(path for path in (venv, *venv.parents) if path.exists())
-    free = shutil.disk_usage(existing).free // 2**30
-    if free < NEEDED_GB:
-        raise SetupError(
-            f"{NEEDED_GB} GB of free disk are needed in {existing}, which has {free} GB"
-        )
+    headers = Path(sysconfig.get_path("include")) / "Python.h"
+    needs_nvcc = shutil.which("nvidia-smi") and not os.environ.get("CUDA_HOME")
+    place = next(path for path in (venv, *venv.parents) if path.exists())
+    free = shutil.disk_usage(place).free // 2**30
+    needed = {
+        f"a C++ compiler: {compiler} is none (on Debian: apt install g++)": shutil.which(compiler),
+        f"Python.h of {sys.executable} (on Debian: apt install python3-dev)": headers.exists(),
+        "nvcc for this GPU (install the CUDA toolkit)": not needs_nvcc or shutil.which("nvcc"),
+        f"{NEEDED_GB} GB of free disk in {place}, which has {free} GB": free >= NEEDED_GB,
+    }
+    for what, is_there in needed.items():
+        if not is_there:
+            raise SetupError(f"the set-up needs {what}")
 
 
 def install_stack(family: str, venv: Path) -> None:

@@ -3,33 +3,24 @@
 # once. CROSSFORMER_VENV names another place for it. $STACK, if set, names an entry of
 # stack_versions.py: onedl (the default), openmmlab or newest; the last two get a .venv of their own.
 
-ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-case ${STACK:=} in
-    "" | onedl)
-        FAMILY=onedl
-        VENV=${CROSSFORMER_VENV:-$ROOT/.venv}
-        VERSIONS="3.11 3.12 3.10"
-        ;;
-    newest)
-        FAMILY=newest
-        VENV=${CROSSFORMER_VENV:-$ROOT/.venv-newest}
-        VERSIONS="3.11 3.12 3.10"
-        ;;
-    openmmlab)
-        FAMILY=openmmlab
-        VENV=${CROSSFORMER_VENV:-$ROOT/.venv-openmmlab}
-        VERSIONS="3.11 3.10" # torchvision 0.16.2 has no wheel for 3.12
-        ;;
-    *)
-        echo "error: --stack $STACK: choose onedl, openmmlab or newest" >&2
-        exit 1
-        ;;
-esac
-
 die() {
     echo "error: $*" >&2
     exit 1
 }
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+VENV=$ROOT/.venv
+VERSIONS="3.11 3.12 3.10"
+case ${STACK:=} in
+    "" | onedl) ;;
+    newest) VENV+=-newest ;;
+    openmmlab)
+        VENV+=-openmmlab
+        VERSIONS="3.11 3.10" # torchvision 0.16.2 has no wheel for 3.12
+        ;;
+    *) die "--stack $STACK: choose onedl, openmmlab or newest" ;;
+esac
+VENV=${CROSSFORMER_VENV:-$VENV}
 
 has_stack() {
     "$1" - "$STACK" >/dev/null 2>&1 <<'PY'
@@ -64,27 +55,21 @@ find_python() {
             return
         fi
     done
-    die "Python ${VERSIONS// / or } is needed for $FAMILY;" \
+    die "Python ${VERSIONS// / or } is needed for ${STACK:-onedl};" \
         "found $("${PYTHON:-python3}" --version 2>&1 || true). PYTHON names another interpreter"
 }
 
-choose_environment() {
-    local active base
-    if [ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]; then
-        active=$(command -v python || true)
-        if [ -n "$active" ] && has_stack "$active"; then
-            PYTHON=$active
-            return
-        fi
-    fi
+ACTIVE=
+[ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] || ACTIVE=$(command -v python || true)
+if [ -n "$ACTIVE" ] && has_stack "$ACTIVE"; then
+    PYTHON=$ACTIVE
+else
     if [ -e "$VENV/.unfinished" ] || ! has_stack "$VENV/bin/python"; then
-        base=$(find_python) || exit 1
-        "$base" "$ROOT/tools/install_stack.py" "$FAMILY" "$VENV" || exit 1
+        BASE=$(find_python) || exit 1
+        "$BASE" "$ROOT/tools/install_stack.py" "${STACK:-onedl}" "$VENV" || exit 1
     fi
     PYTHON=$VENV/bin/python
-}
-
-choose_environment
+fi
 if ! has_project "$PYTHON"; then
     "$PYTHON" -m pip install -q --disable-pip-version-check --no-build-isolation -e "$ROOT[dev]" ||
         die "crossformer_mm could not be installed into $PYTHON"

@@ -1,45 +1,41 @@
 """Test a classifier, detector or segmentor: by its scope, the config says which."""
 
-if __name__ == "__main__":
-    from while_loading import end_if_interrupted
+import signal
 
-    end_if_interrupted()
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the libraries load
 
 import argparse
-from pathlib import Path
+import os
+from collections.abc import Sequence
 
 from mmengine.config import Config, ConfigDict
 
-from crossformer_mm.engine.launch import (
+from crossformer_mm.datasets.paths import check_data
+from crossformer_mm.engine.config import (
     add_common_arguments,
-    build_runner,
     check_amp,
-    check_data,
     check_file,
-    checkpoint_errors_in_one_line,
-    fail,
     load_config,
     require,
+    type_name,
 )
-from crossformer_mm.utils.full_disk import full_disk_in_one_line
-from crossformer_mm.utils.interruption import interruption_in_one_line
-from crossformer_mm.utils.process_end import end_without_finalizing
-from crossformer_mm.utils.process_failure import reason_for_launcher
+from crossformer_mm.engine.runner import build_runner
+from crossformer_mm.utils import cli
+from crossformer_mm.utils.errors import CheckpointError
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = cli.OneLineParser(description=__doc__)
     add_common_arguments(parser)
     parser.add_argument("checkpoint", help="checkpoint file")
     parser.add_argument("--out", metavar="FILE.pkl", help="write the predictions to a pickle file")
     parser.add_argument("--show-dir", metavar="DIR", help="draw predictions into this folder")
     parser.add_argument("--tta", action="store_true", help="test-time augmentation")
     parser.add_argument("--amp", action="store_true", help="automatic mixed precision (GPU)")
-    parser.add_argument(
-        "--eval", nargs="+", metavar="METRIC", help="COCO metrics: bbox, segm, proposal"
-    )
-    return parser.parse_args()
+    parser.add_argument("--eval", nargs="+", metavar="METRIC", help="COCO's: bbox, segm, proposal")
+    return parser.parse_args(argv)
 
 
 def apply_options(cfg: Config, args: argparse.Namespace) -> None:
@@ -52,9 +48,12 @@ def apply_options(cfg: Config, args: argparse.Namespace) -> None:
     if args.eval is not None:
         choose_metrics(cfg.test_evaluator, args.eval)
     if args.out is not None:
-        dump_predictions(cfg, args.out)
+        if not args.out.endswith((".pkl", ".pickle")):
+            cli.fail(f"--out {args.out} must end with .pkl or .pickle")
+        kind = "DumpDetResults" if cfg.default_scope == "mmdet" else "DumpResults"
+        cfg.test_evaluator.append(dict(type=kind, out_file_path=args.out))
     if args.show_dir is not None:
-        draw_predictions(cfg, Path(args.show_dir).absolute())
+        draw_predictions(cfg, os.path.abspath(args.show_dir))
     if args.tta:
         require(cfg, ("tta_model", "tta_pipeline"), "--tta")
         cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
@@ -67,51 +66,38 @@ def apply_options(cfg: Config, args: argparse.Namespace) -> None:
 def choose_metrics(evaluators: list, metrics: list[str]) -> None:
     """Set the metrics of the COCO evaluators."""
     known = ("bbox", "segm", "proposal", "proposal_fast")
-    for metric in metrics:
-        if metric not in known:
-            fail(f"--eval {metric}: choose from {', '.join(known)}")
-    coco = [evaluator for evaluator in evaluators if evaluator.type.endswith("CocoMetric")]
+    if unknown := [metric for metric in metrics if metric not in known]:
+        cli.fail(f"--eval {unknown[0]}: choose from {', '.join(known)}")
+    coco = [evaluator for evaluator in evaluators if type_name(evaluator) == "CocoMetric"]
     if not coco:
-        fail(f"--eval is for COCO metrics; the config has {[e.type for e in evaluators]}")
+        kinds = ", ".join(map(type_name, evaluators))
+        cli.fail(f"--eval is for COCO metrics; the config has {kinds}")
     for evaluator in coco:
         evaluator.metric = metrics
 
 
-def dump_predictions(cfg: Config, file: str) -> None:
-    """Add the pseudo metric that writes all predictions."""
-    if not file.endswith((".pkl", ".pickle")):
-        fail(f"--out {file} must end with .pkl or .pickle")
-    kind = "DumpDetResults" if cfg.default_scope == "mmdet" else "DumpResults"
-    cfg.test_evaluator.append(dict(type=kind, out_file_path=file))
-
-
-def draw_predictions(cfg: Config, folder: Path) -> None:
+def draw_predictions(cfg: Config, folder: str) -> None:
     """Draw every image: the hook's options differ between the libraries."""
     require(cfg.default_hooks, ("visualization",), "--show-dir")
     hook = cfg.default_hooks.visualization
     if cfg.default_scope == "mmdet":
-        hook.update(draw=True, test_out_dir=str(folder))
+        hook.update(draw=True, test_out_dir=folder)
     elif cfg.default_scope == "mmseg":
         hook.update(draw=True, interval=1)
-        cfg.visualizer.save_dir = str(folder)
+        cfg.visualizer.save_dir = folder
     else:
-        hook.update(enable=True, interval=1, out_dir=str(folder))
+        hook.update(enable=True, interval=1, out_dir=folder)
 
 
-def main() -> None:
-    """Test."""
-    with end_without_finalizing(), interruption_in_one_line(), reason_for_launcher():
-        test(parse_args())
-
-
-def test(args: argparse.Namespace) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Test as the command line says."""
+    args = parse_args(argv)
     cfg = load_config(args.config, args.cfg_options, args.work_dir)
     apply_options(cfg, args)
     check_data(cfg, "test_dataloader")
-    with checkpoint_errors_in_one_line(), full_disk_in_one_line(cfg.work_dir):
+    with cli.errors_in_one_line(CheckpointError), cli.full_disk_in_one_line(cfg.work_dir):
         build_runner(cfg, args.launcher, all_weights_needed=True).test()
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

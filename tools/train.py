@@ -1,53 +1,44 @@
 """Train a classifier, detector or segmentor: by its scope, the config says which."""
 
-if __name__ == "__main__":
-    from while_loading import end_if_interrupted
+import signal
 
-    end_if_interrupted()
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the libraries load
 
 import argparse
+from collections.abc import Sequence
 
 from mmengine.config import Config
 
-from crossformer_mm.engine.hooks.loss_check import InvalidLossError
-from crossformer_mm.engine.launch import (
+from crossformer_mm.datasets.paths import check_data
+from crossformer_mm.engine.config import (
     add_common_arguments,
-    build_runner,
     check_amp,
-    check_data,
     check_file,
-    errors_in_one_line,
     load_config,
     require,
 )
+from crossformer_mm.engine.hooks.loss_check import InvalidLossError
 from crossformer_mm.engine.resume import find_checkpoint_to_resume
+from crossformer_mm.engine.runner import build_runner
+from crossformer_mm.utils.cli import OneLineParser, errors_in_one_line, full_disk_in_one_line, run
 from crossformer_mm.utils.errors import CheckpointError
-from crossformer_mm.utils.full_disk import full_disk_in_one_line
-from crossformer_mm.utils.interruption import interruption_in_one_line
-from crossformer_mm.utils.process_end import end_without_finalizing
-from crossformer_mm.utils.process_failure import reason_for_launcher
 
 ADVICE = "--resume goes on from the last checkpoint"
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = OneLineParser(description=__doc__)
     add_common_arguments(parser)
     parser.add_argument("--pretrained", metavar="CKPT", help="weights the backbone starts from")
     parser.add_argument("--amp", action="store_true", help="automatic mixed precision (GPU)")
-    parser.add_argument(
-        "--auto-scale-lr", action="store_true", help="scale the learning rate with the batch size"
+    parser.add_argument("--auto-scale-lr", action="store_true", help="scale lr with the batch size")
+    from_where = (
+        "go on from a checkpoint; without one, from the last complete one in the work folder"
     )
-    parser.add_argument(
-        "--resume",
-        nargs="?",
-        const="auto",
-        metavar="CKPT",
-        help="go on from a checkpoint; without one, from the last complete one in the work "
-        "directory, or from the start if there is none",
-    )
-    return parser.parse_args()
+    parser.add_argument("--resume", nargs="?", const="auto", metavar="CKPT", help=from_where)
+    return parser.parse_args(argv)
 
 
 def apply_options(cfg: Config, args: argparse.Namespace) -> None:
@@ -63,7 +54,7 @@ def apply_options(cfg: Config, args: argparse.Namespace) -> None:
         cfg.auto_scale_lr.enable = True
     if args.resume is not None:
         found = args.resume
-        if args.resume == "auto":
+        if found == "auto":
             found = find_checkpoint_to_resume(cfg.work_dir)
             print(f"Resuming from {found}" if found else f"Nothing to resume in {cfg.work_dir}")
         cfg.resume = found is not None
@@ -72,23 +63,15 @@ def apply_options(cfg: Config, args: argparse.Namespace) -> None:
             check_file(cfg.load_from, "--resume")
 
 
-def main() -> None:
-    """Train."""
-    with end_without_finalizing(), interruption_in_one_line(ADVICE), reason_for_launcher():
-        train(parse_args())
-
-
-def train(args: argparse.Namespace) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Train as the command line says."""
+    args = parse_args(argv)
     cfg = load_config(args.config, args.cfg_options, args.work_dir)
     apply_options(cfg, args)
     check_data(cfg, "train_dataloader", "val_dataloader")
-    with (
-        errors_in_one_line(CheckpointError, InvalidLossError),
-        full_disk_in_one_line(cfg.work_dir),
-    ):
+    with errors_in_one_line(CheckpointError, InvalidLossError), full_disk_in_one_line(cfg.work_dir):
         build_runner(cfg, args.launcher, all_weights_needed=cfg.get("resume", False)).train()
 
 
 if __name__ == "__main__":
-    main()
+    run(main, ADVICE)

@@ -1,14 +1,12 @@
 """Where a config expects its data: moving all of it at once, and finding out what is missing."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from crossformer_mm.utils.cli import fail
+
 # The data sets of the shipped configs. Others may download what is missing.
-CHECKED_FOLDERS = {
-    "ImageNet": ("split",),
-    "CocoDataset": ("data_prefix",),
-    "ADE20KDataset": ("data_prefix",),
-}
+CHECKED_FOLDERS = dict(ImageNet="split", CocoDataset="data_prefix", ADE20KDataset="data_prefix")
 
 
 def move_paths(value: object, old_root: str, new_root: str) -> object:
@@ -22,22 +20,21 @@ def move_paths(value: object, old_root: str, new_root: str) -> object:
     return value
 
 
-def find_missing_data(cfg: Mapping, loaders: Sequence[str]) -> str | None:
-    """Say which local annotation file or image folder of the data loaders does not exist.
+def check_data(cfg: Mapping, *loaders: str) -> None:
+    """Fail before anything is built if local files or folders of the data are missing.
 
     Args:
         cfg: The config.
         loaders: Its data loaders to look at, such as ``'train_dataloader'``.
-
-    Returns:
-        The first part of an error message, or None when all is there.
     """
     for loader in loaders:
         for dataset in _datasets((cfg.get(loader) or {}).get("dataset", {})):
             for kind, path in _paths(dataset):
                 if not path.exists():
-                    return f"{kind} {path} of {loader} ({dataset.get('type')}) does not exist"
-    return None
+                    fail(
+                        f"{kind} {path} of {loader} ({dataset.get('type')}) does not exist: put "
+                        "the data there or set --cfg-options data_root=DIR"
+                    )
 
 
 def _datasets(dataset: Mapping) -> Iterator[Mapping]:
@@ -51,10 +48,9 @@ def _datasets(dataset: Mapping) -> Iterator[Mapping]:
 def _paths(dataset: Mapping) -> Iterator[tuple[str, Path]]:
     """The local annotation file and folders of one data set."""
     named = [("annotation file", dataset.get("ann_file"))]
-    for key in CHECKED_FOLDERS.get(dataset.get("type"), ()):
-        folders = dataset.get(key)
-        folders = folders.values() if isinstance(folders, Mapping) else [folders]
-        named += [("folder", folder) for folder in folders]
+    folders = dataset.get(CHECKED_FOLDERS.get(dataset.get("type")))
+    folders = folders.values() if isinstance(folders, Mapping) else [folders]
+    named += [("folder", folder) for folder in folders]
     root = dataset.get("data_root") or ""
     for kind, path in named:
         if path and "://" not in path and "://" not in root:

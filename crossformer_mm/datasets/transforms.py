@@ -9,8 +9,7 @@ class CheckSegLabels:
     """Refuse label maps that no loss or metric can use, right after they are loaded.
 
     The libraries would count a label outside the classes as none in testing, and end training with
-    an index error that names no file, on a GPU long after the fact. Without labels, as when a
-    model is only tried out, nothing is checked.
+    an index error that names no file. Without labels, nothing is checked.
 
     Args:
         num_classes: Labels are 0 to ``num_classes - 1``, after ``reduce_zero_label``.
@@ -29,19 +28,17 @@ class CheckSegLabels:
         """
         if "gt_seg_map" not in results:
             return results
-        labels, file = results["gt_seg_map"], results["seg_map_path"]
-        image_size = tuple(results["ori_shape"][:2])
-        if labels.shape != image_size:
-            raise ValueError(
-                f"label map {file} is {labels.shape}, but its image "
-                f"{results['img_path']} is {image_size} (height, width)"
-            )
+        labels, what = results["gt_seg_map"], f"label map {results['seg_map_path']}"
+        size = tuple(results["ori_shape"][:2])
+        if labels.shape != size:
+            image = f"its image {results['img_path']} is {size}"
+            raise ValueError(f"{what} is {labels.shape}, but {image} (height, width)")
         is_wrong = (labels >= self.num_classes) & (labels != self.ignore_index)
         if is_wrong.any():
             wrong = np.unique(labels[is_wrong]).tolist()
             shift = " after reduce_zero_label" if results.get("reduce_zero_label") else ""
             raise ValueError(
-                f"label map {file} has the labels {wrong}{shift}, but classes are 0 to "
+                f"{what} has the labels {wrong}{shift}, but classes are 0 to "
                 f"{self.num_classes - 1} and {self.ignore_index} is ignored"
             )
         return results

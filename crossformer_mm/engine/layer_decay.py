@@ -31,18 +31,14 @@ class CrossFormerLayerDecayConstructor(DefaultOptimWrapperConstructor):
     Raises:
         ValueError: If ``decay_rate`` is missing or out of range, the optimizer's config has no
             learning rate, or (when called) the model has no CrossFormer.
-
-    Examples:
-        >>> optim_wrapper = dict(
-        ...     constructor="CrossFormerLayerDecayConstructor",
-        ...     optimizer=dict(type="AdamW", lr=1e-4, weight_decay=0.05),
-        ...     paramwise_cfg=dict(decay_rate=0.8),
-        ... )
     """
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
         options = dict(paramwise_cfg or {})
-        self.decay_rate = _check_decay_rate(options.pop("decay_rate", None))
+        rate = self.decay_rate = options.pop("decay_rate", None)
+        is_number = isinstance(rate, (int, float)) and not isinstance(rate, bool)
+        if not is_number or not 0 < rate <= 1:
+            raise ValueError(f"paramwise_cfg.decay_rate must be above 0, at most 1, not {rate!r}")
         optimizer = optim_wrapper_cfg["optimizer"]
         if optimizer.get("lr") is None:
             raise ValueError("layer decay needs the learning rate in optim_wrapper.optimizer.lr")
@@ -60,14 +56,13 @@ class CrossFormerLayerDecayConstructor(DefaultOptimWrapperConstructor):
         mmengine calls this once for the model, and from there for every module in it.
         """
         super().add_params(params, module, prefix=prefix, **kwargs)
-        if prefix == "":
-            self._scale_learning_rates(params, learning_rate_scales(module, self.decay_rate))
-
-    def _scale_learning_rates(self, params: list[dict], scales: dict[nn.Parameter, float]) -> None:
+        if prefix:
+            return
+        scales = _learning_rate_scales(module, self.decay_rate)
         for group in params:
             (parameter,) = group["params"]
             group["lr"] = group.get("lr", self.base_lr) * scales.get(parameter, 1.0)
-        low, high = (self.base_lr * scale for scale in (min(scales.values()), max(scales.values())))
+        low, high = (self.base_lr * pick(scales.values()) for pick in (min, max))
         print_log(
             f"Layer decay {self.decay_rate}: learning rates from {low:.3g} in the backbone's stem "
             f"to {high:.3g} in its last block, {self.base_lr:.3g} elsewhere",
@@ -75,36 +70,20 @@ class CrossFormerLayerDecayConstructor(DefaultOptimWrapperConstructor):
         )
 
 
-def learning_rate_scales(model: nn.Module, decay_rate: float) -> dict[nn.Parameter, float]:
-    """The factor of each parameter's learning rate, for those in the layers of a CrossFormer.
-
-    Raises:
-        ValueError: If there is no CrossFormer in ``model``.
-    """
-    backbones = [module for module in model.modules() if isinstance(module, CrossFormer)]
-    if not backbones:
-        raise ValueError("layer decay: the model has no CrossFormer backbone")
+def _learning_rate_scales(model: nn.Module, decay_rate: float) -> dict[nn.Parameter, float]:
+    """The factor of each parameter's learning rate, for those in the layers of a CrossFormer."""
     scales = {}
-    for backbone in backbones:
-        layers = _layers(backbone)
-        for index, parts in enumerate(layers):
+    for backbone in model.modules():
+        if not isinstance(backbone, CrossFormer):
+            continue
+        layers = [[backbone.patch_embed]]
+        for stage in backbone.layers:
+            layers += [[block] for block in stage.blocks]
+            if hasattr(stage, "downsample"):
+                layers[-1].append(stage.downsample)
+        for depth, parts in enumerate(reversed(layers), start=1):
             for part in parts:
-                scales.update(dict.fromkeys(part.parameters(), decay_rate ** (len(layers) - index)))
+                scales.update(dict.fromkeys(part.parameters(), decay_rate**depth))
+    if not scales:
+        raise ValueError("layer decay: the model has no CrossFormer backbone")
     return scales
-
-
-def _layers(backbone: CrossFormer) -> list[list[nn.Module]]:
-    """The stem, then each block; with a stage's last block the embedding layer after it."""
-    layers = [[backbone.patch_embed]]
-    for stage in backbone.layers:
-        layers += [[block] for block in stage.blocks]
-        if hasattr(stage, "downsample"):
-            layers[-1].append(stage.downsample)
-    return layers
-
-
-def _check_decay_rate(decay_rate: object) -> float:
-    is_number = isinstance(decay_rate, (int, float)) and not isinstance(decay_rate, bool)
-    if not is_number or not 0 < decay_rate <= 1:
-        raise ValueError(f"paramwise_cfg.decay_rate must be above 0, at most 1, not {decay_rate!r}")
-    return float(decay_rate)

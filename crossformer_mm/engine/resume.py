@@ -22,18 +22,13 @@ def find_checkpoint_to_resume(work_dir: str | Path) -> Path | None:
         for path in Path(work_dir).glob("*.pth")
         if (found := re.fullmatch(r"(?:epoch|iter)_(\d+)\.pth", path.name))
     }
-    for number in sorted(numbered, reverse=True):
-        if _is_complete(numbered[number]):
-            return numbered[number]
+    for _, path in sorted(numbered.items(), reverse=True):
+        try:
+            load_file(path, "meta")
+        except UnsafeCheckpointError:
+            pass  # refused, with the reason, when it is loaded
+        except CheckpointError as error:
+            print_log(f"{error}: it is passed over", logger="current", level=logging.WARNING)
+            continue
+        return path
     return None
-
-
-def _is_complete(path: Path) -> bool:
-    try:
-        load_file(path, "meta")
-    except UnsafeCheckpointError:
-        return True  # refused, with the reason, when it is loaded
-    except CheckpointError as error:
-        print_log(f"{error}: it is passed over", logger="current", level=logging.WARNING)
-        return False
-    return True

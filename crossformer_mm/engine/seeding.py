@@ -1,14 +1,12 @@
 """Random numbers that an interrupted training repeats: each has its place, not a history.
 
-mmengine seeds once, at the start, and its checkpoints do not hold the state of the generators; the
-worker processes of a data loader begin anew with the old seeds. So here the generators are seeded
-again for every sample and for every iteration, by the place of each in the training. How many
-worker processes load the data, or how many train, then makes no difference to a sample.
+mmengine seeds once, at the start, and its checkpoints do not hold the state of the generators. So
+here these are seeded again for every sample and every iteration, by the place of each in the
+training. How many processes load the data, or train, then makes no difference to a sample.
 """
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 
 import numpy as np
 import torch
@@ -29,14 +27,11 @@ class SeedingSampler(Sampler):
     """Draws as another sampler does, and gives each index a seed by its place among all drawn.
 
     Args:
-        sampler: Config of the other sampler.
-        dataset: What to draw from.
-        seed: For the other sampler, as mmengine gives it.
+        sampler: Config of the other sampler, which gets ``dataset`` and ``seed`` from mmengine.
     """
 
     def __init__(self, sampler: Mapping, dataset: Dataset, seed: int | None) -> None:
-        arguments = dict(dataset=dataset, seed=seed)
-        self.sampler = DATA_SAMPLERS.build(sampler, default_args=arguments)
+        self.sampler = DATA_SAMPLERS.build(sampler, default_args=dict(dataset=dataset, seed=seed))
         self.base_seed = getattr(self.sampler, "seed", seed)
         self.first = 0
 
@@ -54,7 +49,7 @@ class SeedingSampler(Sampler):
 
     def __getattr__(self, name: str) -> object:
         """Everything else is the other sampler's; ``skip`` is there only if it has one."""
-        if "sampler" not in self.__dict__:
+        if name == "sampler":  # while this object is made, or unpickled
             raise AttributeError(name)
         value = getattr(self.sampler, name)
         return self._skip if name == "skip" else value
@@ -67,48 +62,36 @@ class SeedingSampler(Sampler):
 def with_seeding_sampler(dataloader: DataLoader | Mapping) -> DataLoader | Mapping:
     """Return the config of a data loader whose indices have seeds, where that is possible."""
     if isinstance(dataloader, Mapping) and isinstance(dataloader.get("sampler"), Mapping):
-        sampler = dict(type=SeedingSampler, sampler=dataloader["sampler"])
-        return dict(dataloader, sampler=sampler)
+        return dict(dataloader, sampler=dict(type=SeedingSampler, sampler=dataloader["sampler"]))
     return dataloader
 
 
-def seed_before_each_sample(dataset: Dataset) -> None:
-    """Have a data loader seed the generators before it takes a sample."""
-    if not hasattr(dataset, "__getitems__"):
-        # torch asks for a batch by this name.
-        dataset.__getitems__ = partial(_take_samples, dataset)
-
-
-def _take_samples(dataset: Dataset, indices: Sequence[int]) -> list:
+def take_samples(dataset: Dataset, indices: Sequence[int]) -> list:
+    """Take a batch for a data loader; the generators are seeded before each sample."""
     samples = []
     for index in indices:
         if isinstance(index, SeededIndex):
-            _seed_python_and_numpy(index.seed)
-            torch.default_generator.manual_seed(index.seed)
+            _seed_on_cpu(index.seed)
         samples.append(dataset[index])
     return samples
 
 
 class SeedEachIterationHook(Hook):
-    """Seed the generators before every training iteration: for drop path, dropout, sampled boxes.
-
-    Each process has its own numbers.
-    """
+    """Seeds each process before an iteration: for drop path, dropout, sampled boxes."""
 
     priority = "VERY_HIGH"
 
-    def before_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: dict | tuple | list | None = None
-    ) -> None:
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: object = None) -> None:
         """Seed by the iteration; the batch is loaded already."""
         seed = _mix(runner.seed, "iteration", runner.iter, get_rank())
-        _seed_python_and_numpy(seed)
+        _seed_on_cpu(seed)
         torch.manual_seed(seed)
 
 
-def _seed_python_and_numpy(seed: int) -> None:
+def _seed_on_cpu(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
+    torch.default_generator.manual_seed(seed)
 
 
 def _mix(*place: object) -> int:

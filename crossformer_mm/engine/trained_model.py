@@ -9,19 +9,18 @@ from torch import nn
 
 from crossformer_mm.checkpoints.loader import load_from_safe
 from crossformer_mm.models.build import build_model
-from crossformer_mm.models.state_dict import extract_state_dict, format_incompatible_keys, shapes_of
+from crossformer_mm.models.state_dict import (
+    count_matches,
+    extract_state_dict,
+    format_incompatible_keys,
+)
 from crossformer_mm.utils.errors import CheckpointError
 
 
 def load_model(
     cfg: Config, checkpoint_file: str, device: torch.device
 ) -> tuple[nn.Module, Mapping, str]:
-    """Build a config's model for prediction.
-
-    Args:
-        cfg: The config.
-        checkpoint_file: Path or URL; read without running code in it.
-        device: Where the model goes.
+    """Build a config's model for prediction, with the weights of a local file or URL.
 
     Returns:
         The model, the checkpoint, and what of the checkpoint the model does not use, in words
@@ -34,9 +33,9 @@ def load_model(
     model = revert_sync_batchnorm(build_model(cfg))
     checkpoint = load_from_safe(checkpoint_file, "cpu")
     weights = extract_state_dict(checkpoint, checkpoint_file)
-    own = shapes_of(model.state_dict())
+    own = model.state_dict()
     mismatch = format_incompatible_keys(weights, own)
-    if any(name not in weights or weights[name].shape != shape for name, shape in own.items()):
+    if count_matches(weights, own) < len(own):
         raise CheckpointError(f"checkpoint {checkpoint_file} does not fit this model: {mismatch}")
     model.load_state_dict({name: weights[name] for name in own})
     return model.to(device).eval(), checkpoint, mismatch

@@ -7,11 +7,8 @@ from pathlib import Path
 
 
 @contextmanager
-def replace_when_complete(path: Path) -> Iterator[Path]:
-    """Give another name to write to; the file gets its own when the block ends without an error.
-
-    An older file of the name is replaced then. After an error nothing is left behind.
-    """
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Give a temporary name, which replaces ``path`` after the block; an error leaves nothing."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary

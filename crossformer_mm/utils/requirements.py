@@ -10,12 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 # The oldest versions with the 2.x interfaces: root registry, config inheritance, data elements.
-MINIMUM_VERSIONS = {
-    "mmengine": (0, 8, 0),
-    "mmdet": (3, 0, 0),
-    "mmseg": (1, 0, 0),
-    "mmpretrain": (1, 0, 0),
-}
+MINIMUM_VERSIONS = dict(mmengine=(0, 8, 0), mmdet=(3, 0, 0), mmseg=(1, 0, 0), mmpretrain=(1, 0, 0))
 
 HOW_TO_INSTALL = (
     "install one family of the libraries, never one over the other: "
@@ -26,18 +21,14 @@ HOW_TO_INSTALL = (
 
 def check_installed() -> None:
     """Raise ImportError if mmengine is missing, or a library is older than its minimum."""
+    needs = "crossformer_mm needs"
     if find_spec("mmengine") is None:
-        raise ImportError(
-            f"crossformer_mm needs mmengine, which is not installed: {HOW_TO_INSTALL}"
-        )
+        raise ImportError(f"{needs} mmengine, which is not installed: {HOW_TO_INSTALL}")
     for module, minimum in MINIMUM_VERSIONS.items():
         version = installed_version(module)
-        if version is not None and _numbers(version) < minimum:
-            wanted = ".".join(map(str, minimum))
-            raise ImportError(
-                f"crossformer_mm needs {module} {wanted} or newer, but {version} is installed: "
-                f"{HOW_TO_INSTALL}"
-            )
+        if version and tuple(map(int, re.findall(r"\d+", version)[:3])) < minimum:
+            newer = f"{module} {'.'.join(map(str, minimum))} or newer"
+            raise ImportError(f"{needs} {newer}, but {version} is installed: {HOW_TO_INSTALL}")
 
 
 def installed_version(module: str) -> str | None:
@@ -45,16 +36,7 @@ def installed_version(module: str) -> str | None:
     if module in sys.modules:
         return getattr(sys.modules[module], "__version__", None)
     spec = find_spec(module)
-    if spec is None or spec.origin is None:
-        return None
-    folder = Path(spec.origin).parent
-    for file in (folder / "version.py", folder / "__init__.py"):
-        if file.is_file():
-            found = re.search(r"^__version__\s*=\s*['\"]([^'\"]+)", file.read_text(), re.MULTILINE)
-            if found:
-                return found[1]
-    return None
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in re.findall(r"\d+", version)[:3])
+    file = Path(spec.origin).with_name("version.py") if spec and spec.origin else None
+    text = file.read_text() if file and file.is_file() else ""
+    found = re.search(r"^__version__\s*=\s*['\"]([^'\"]+)", text, re.MULTILINE)
+    return found[1] if found else None

@@ -4,34 +4,12 @@ from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 
-from crossformer_mm.models.state_dict import extract_state_dict, format_incompatible_keys, shapes_of
+from crossformer_mm.models.state_dict import (
+    count_matches,
+    extract_state_dict,
+    format_incompatible_keys,
+)
 from crossformer_mm.utils.errors import CheckpointError
-
-
-def _check_optimizer(runner: Runner, checkpoint: dict) -> None:
-    """Compare groups of parameters and their first learning rates, which resuming overwrites.
-
-    Raises:
-        CheckpointError: If parameters are grouped in another way.
-    """
-    saved, own = checkpoint.get("optimizer", {}), runner.optim_wrapper.state_dict()
-    if "param_groups" not in saved or "param_groups" not in own:
-        return  # several optimizers, or none
-    saved, own = (
-        [(len(group["params"]), group.get("initial_lr")) for group in state["param_groups"]]
-        for state in (saved, own)
-    )
-    if [size for size, _ in saved] != [size for size, _ in own]:
-        raise CheckpointError(
-            f"the checkpoint to resume trained {sum(size for size, _ in saved)} parameters in "
-            f"{len(saved)} groups, the config trains {sum(size for size, _ in own)} in {len(own)}: "
-            "resume with the same frozen_stages and optim_wrapper, or start from its weights with "
-            "--cfg-options load_from=FILE"
-        )
-    if [rate for _, rate in saved] != [rate for _, rate in own]:
-        runner.logger.warning(
-            "Training goes on with the learning rates of the checkpoint, not those of the config"
-        )
 
 
 class CheckpointMatchHook(Hook):
@@ -51,26 +29,44 @@ class CheckpointMatchHook(Hook):
         """Compare the checkpoint with the model, before the runner copies the weights.
 
         Raises:
-            CheckpointError: If too little fits; the message names weights that do not. Or if
-                there is no training to go on with.
+            CheckpointError: If too little fits, or there is no training to go on with.
         """
-        if self.resumes and "message_hub" not in checkpoint:
-            raise CheckpointError(
-                "the checkpoint to resume holds weights, but not the state of a training by "
-                "mmengine: start from them with --pretrained or --cfg-options load_from=FILE"
-            )
         if self.resumes:
-            _check_optimizer(runner, checkpoint)
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        if isinstance(model, BaseTTAModel):
+            _check_training(runner, checkpoint)
+        model = runner.model
+        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
-        own = shapes_of(model.state_dict())
+        own = model.state_dict()
         weights = extract_state_dict(checkpoint, "that was loaded")
-        matched = [n for n in own if n in weights and weights[n].shape == own[n]]
-        runner.logger.info(f"Checkpoint: {len(matched)} of the model's {len(own)} weights match")
+        matched = count_matches(weights, own)
+        runner.logger.info(f"Checkpoint: {matched} of the model's {len(own)} weights match")
         problems = format_incompatible_keys(weights, own)
         needed = len(own) if self.all_weights_needed else len(own) / 2
-        if len(matched) < needed:
+        if matched < needed:
             raise CheckpointError(f"the checkpoint does not fit this model: {problems}")
         if problems:
             runner.logger.warning(f"Checkpoint: {problems}")
+
+
+def _check_training(runner: Runner, checkpoint: dict) -> None:
+    """Compare groups of parameters and their first learning rates, which resuming overwrites."""
+    if "message_hub" not in checkpoint:
+        raise CheckpointError(
+            "the checkpoint to resume holds weights, but not the state of a training by "
+            "mmengine: start from them with --pretrained or --cfg-options load_from=FILE"
+        )
+    states = checkpoint.get("optimizer", {}), runner.optim_wrapper.state_dict()
+    if not all("param_groups" in state for state in states):
+        return  # several optimizers, or none
+    saved, own = ([len(group["params"]) for group in state["param_groups"]] for state in states)
+    if saved != own:
+        raise CheckpointError(
+            f"the checkpoint to resume trained {sum(saved)} parameters in {len(saved)} groups, "
+            f"the config trains {sum(own)} in {len(own)}: resume with the same frozen_stages and "
+            "optim_wrapper, or start from its weights with --cfg-options load_from=FILE"
+        )
+    saved, own = ([group.get("initial_lr") for group in state["param_groups"]] for state in states)
+    if saved != own:
+        runner.logger.warning(
+            "Training goes on with the learning rates of the checkpoint, not those of the config"
+        )

@@ -21,12 +21,9 @@ class InvalidLossError(RuntimeError):
 class LossCheckHook(Hook):
     """Stop training when a loss is NaN or infinite, before that iteration is saved.
 
-    Every loss is checked after every iteration. Mixed precision makes no difference: losses are
-    looked at as they were before scaling, so iterations that the scaler skips because gradients
-    overflowed go on as usual.
-
-    Of several processes all stop at the same iteration, so none of them saves weights that the
-    gradients of another one spoilt.
+    Losses are looked at as they were before scaling, so iterations that mixed precision skips
+    because gradients overflowed go on as usual. Of several processes all stop at the same
+    iteration, so none of them saves weights that the gradients of another one spoilt.
     """
 
     # Before the weights enter averages (EMAHook) and checkpoints.
@@ -45,34 +42,23 @@ class LossCheckHook(Hook):
             InvalidLossError: If a loss of any process is not finite; on every process.
         """
         # Those that mmengine adds up to the loss, and their sum.
-        losses = {
-            name: torch.as_tensor(value).detach().float()
-            for name, value in (outputs or {}).items()
-            if "loss" in name
-        }
-        if losses and _is_invalid_anywhere(losses):
+        named = {name: value for name, value in (outputs or {}).items() if "loss" in name}
+        losses = {name: torch.as_tensor(v).detach().float() for name, v in named.items()}
+        if not losses:
+            return
+        is_invalid = (~torch.stack(list(losses.values())).isfinite()).any().int()
+        all_reduce(is_invalid, op="max")
+        if is_invalid:
+            said = ", ".join(text for text in all_gather_object(_describe(losses)) if text)
             raise InvalidLossError(
-                f"training stopped at iteration {runner.iter + 1}: {_describe_all(losses)}; "
-                "a lower learning rate or gradient clipping may help, "
-                "--cfg-options check_loss=False goes on regardless"
+                f"training stopped at iteration {runner.iter + 1}: {said}; a lower learning rate "
+                "or gradient clipping may help, --cfg-options check_loss=False goes on regardless"
             )
 
 
-def _is_invalid_anywhere(losses: dict[str, Tensor]) -> bool:
-    invalid = (~torch.stack(list(losses.values())).isfinite()).any().int()
-    all_reduce(invalid, op="max")
-    return bool(invalid)
-
-
-def _describe_all(losses: dict[str, Tensor]) -> str:
-    """Name the invalid losses of all processes."""
-    own = _describe(losses)
-    if own and get_world_size() > 1:
-        own += f" in process {get_rank()}"
-    return ", ".join(text for text in all_gather_object(own) if text)
-
-
 def _describe(losses: dict[str, Tensor]) -> str:
-    invalid = {name: float(v) for name, v in losses.items() if not v.isfinite()}
-    parts = {name: value for name, value in invalid.items() if name != "loss"}
-    return ", ".join(f"{name} is {value}" for name, value in (parts or invalid).items())
+    """Name the invalid losses of this process: the parts of a sum rather than the sum."""
+    invalid = {name: float(value) for name, value in losses.items() if not value.isfinite()}
+    parts = {name: value for name, value in invalid.items() if name != "loss"} or invalid
+    said = ", ".join(f"{name} is {value}" for name, value in parts.items())
+    return f"{said} in process {get_rank()}" if said and get_world_size() > 1 else said

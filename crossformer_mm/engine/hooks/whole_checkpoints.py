@@ -1,7 +1,6 @@
 """Checkpoints of a training: whole or not there, and none is removed before the next is whole.
 
-mmengine writes to the final name, and removes an outdated checkpoint before it writes the next; a
-training that is killed meanwhile, or a full disk, would leave a part of one, or none.
+mmengine alone, if it is killed or the disk is full, would leave a part of one, or none.
 """
 
 import os
@@ -13,7 +12,7 @@ from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import Runner
 
 from crossformer_mm.utils.errors import CheckpointError
-from crossformer_mm.utils.io import replace_when_complete
+from crossformer_mm.utils.io import atomic_write
 
 BACKEND = "crossformer_mm_whole_files"
 
@@ -34,7 +33,7 @@ class WholeFileBackend(LocalBackend):
         path = Path(filepath)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with replace_when_complete(path) as temporary, temporary.open("xb") as file:
+            with atomic_write(path) as temporary, temporary.open("xb") as file:
                 file.write(obj)
                 file.flush()
                 os.fsync(file.fileno())
@@ -55,18 +54,13 @@ class WholeCheckpointsHook(Hook):
     def before_run(self, runner: Runner) -> None:
         """Choose the backend, unless the config does or the folder is not a local one."""
         for hook in runner.hooks:
-            if not isinstance(hook, CheckpointHook):
-                continue
-            is_local = "://" not in str(hook.out_dir or runner.work_dir)
-            if is_local and hook.backend_args is None and hook.file_client_args is None:
-                hook.backend_args = dict(backend=BACKEND)
+            if isinstance(hook, CheckpointHook):
+                is_local = "://" not in str(hook.out_dir or runner.work_dir)
+                if is_local and hook.backend_args is None and hook.file_client_args is None:
+                    hook.backend_args = dict(backend=BACKEND)
 
+    @master_only
     def before_train(self, runner: Runner) -> None:
         """Clear away unfinished files."""
-        _remove_unfinished(Path(runner.work_dir))
-
-
-@master_only
-def _remove_unfinished(work_dir: Path) -> None:
-    for path in work_dir.glob(".*.pth.*.tmp"):
-        path.unlink(missing_ok=True)
+        for path in Path(runner.work_dir).glob(".*.pth.*.tmp"):
+            path.unlink(missing_ok=True)

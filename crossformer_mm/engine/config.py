@@ -1,0 +1,131 @@
+"""Configs as the command line gives them: options, where data are, what is missing."""
+
+import os
+from argparse import SUPPRESS, ArgumentParser
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from mmengine.config import Config, ConfigDict, DictAction
+
+from crossformer_mm.datasets.paths import move_paths
+from crossformer_mm.models.crossformer import MIN_IMAGE_SIZE
+from crossformer_mm.utils.cli import fail
+from crossformer_mm.utils.requirements import HOW_TO_INSTALL
+
+SCOPES = ("mmpretrain", "mmdet", "mmseg")
+
+
+def add_config_arguments(parser: ArgumentParser) -> None:
+    """Add what every tool takes that reads a config."""
+    parser.add_argument("config", help="config file")
+    add_cfg_options(parser)
+
+
+class _CfgOptions(DictAction):
+    def __call__(self, *args: object, **kwargs: object) -> None:
+        try:
+            super().__call__(*args, **kwargs)
+        except (AssertionError, ValueError) as error:
+            fail(f"--cfg-options takes KEY=VALUE: {error}")
+
+
+def add_cfg_options(parser: ArgumentParser) -> None:
+    """Add the option that overrides config entries."""
+    what = "override config entries; data_root=DIR moves all data paths"
+    parser.add_argument(
+        "--cfg-options", nargs="+", action=_CfgOptions, metavar="KEY=VALUE", help=what
+    )
+
+
+def add_common_arguments(parser: ArgumentParser) -> None:
+    """Add what training and testing both take."""
+    add_config_arguments(parser)
+    parser.add_argument("--work-dir", help="folder for logs, metrics and checkpoints")
+    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=SUPPRESS)
+
+
+def load_config(path: str, options: Mapping | None = None, work_dir: str | None = None) -> Config:
+    """Read a config and apply what the command line changes.
+
+    The option ``data_root`` moves all paths below the old one. Without ``work_dir``, the folder is
+    the config's own or ``work_dirs/NAME``.
+    """
+    if not Path(path).is_file():
+        fail(f"config {path} does not exist")
+    try:
+        cfg = Config.fromfile(path)
+    except Exception as error:
+        fail(f"config {path} cannot be read: {error}")
+    options = dict(options or {})
+    if "data_root" in options and "data_root" in cfg:
+        new_root = str(options.pop("data_root")).rstrip("/") + "/"
+        cfg = Config(move_paths(cfg.to_dict(), cfg.data_root, new_root), filename=cfg.filename)
+    cfg.merge_from_dict(options)
+    cfg.work_dir = work_dir or cfg.get("work_dir") or f"work_dirs/{Path(path).stem}"
+    if Path(cfg.work_dir).exists() and not Path(cfg.work_dir).is_dir():
+        fail(f"the work directory {cfg.work_dir} is not a folder: give another --work-dir")
+    scope = cfg.get("default_scope")
+    if scope in SCOPES and find_spec(scope) is None:
+        fail(f"config {path} needs {scope}, which is not installed: {HOW_TO_INSTALL}")
+    return cfg
+
+
+def type_name(cfg: Mapping) -> str:
+    """The name of what a dict of a config builds; pure Python configs have the class itself."""
+    kind = cfg.get("type")
+    return getattr(kind, "__name__", str(kind)).rpartition(".")[2]
+
+
+def check_file(path: str | None, argument: str) -> None:
+    """Fail if a local file named on the command line does not exist."""
+    file = Path(os.path.expanduser(path or ""))  # leaves names of unknown users as they are
+    if path is not None and "://" not in path and not file.is_file():
+        fail(f"{argument} {path} {'is not a file' if file.exists() else 'does not exist'}")
+
+
+def check_device(name: str) -> torch.device:
+    """Return the device of a name such as ``'cpu'`` or ``'cuda:1'``; fail if there is none."""
+    if name == "meta":
+        fail("--device meta computes nothing: give cpu, cuda, cuda:1, ...")
+    try:
+        return torch.empty(0, device=name).device
+    except Exception as error:
+        fail(f"--device {name} cannot be used: {str(error).splitlines()[0]}")
+
+
+def check_amp() -> None:
+    """Fail if there is no GPU: mmengine's optimizer wrapper and mmcv's operators need one."""
+    if not torch.cuda.is_available():
+        fail("--amp needs a GPU, and none was found")
+
+
+def require(cfg: ConfigDict, keys: tuple[str, ...], option: str) -> None:
+    """Fail if the config lacks an entry that a command line option needs."""
+    if missing := [key for key in keys if key not in cfg]:
+        fail(f"{option} needs {missing[0]!r} in the config")
+
+
+def load_model_config(path: str, options: Mapping | None = None) -> Config:
+    """Read a config as :func:`load_config` does; fail if it has no model with a backbone."""
+    cfg = load_config(path, options)
+    if not isinstance(cfg.get("model"), dict) or "backbone" not in cfg.model:
+        fail(f"config {path} has no model with a backbone")
+    return cfg
+
+
+def choose_shape(
+    given: Sequence[int] | None, cfg: Mapping, defaults: Mapping[str, tuple[int, int]]
+) -> tuple[int, int]:
+    """Height and width of images: ``--shape`` (one number is both), or those of the task."""
+    scope = cfg.get("default_scope")
+    if given is None and scope not in defaults:
+        fail(f"the config's default_scope is none of {', '.join(defaults)}: give --shape")
+    shape = tuple(given or defaults[scope])
+    shape = shape * 2 if len(shape) == 1 else shape
+    if len(shape) != 2 or min(shape) < MIN_IMAGE_SIZE:
+        numbers = " ".join(map(str, shape))
+        fail(f"--shape {numbers}: give height and width, at least {MIN_IMAGE_SIZE}")
+    return shape

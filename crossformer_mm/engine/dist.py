@@ -1,0 +1,77 @@
+"""Several processes, on GPUs or without any: joining them, and what cannot run on a CPU."""
+
+import os
+import re
+
+import torch
+from mmengine.config import Config
+
+from crossformer_mm.engine.config import type_name
+from crossformer_mm.utils.cli import fail
+
+# The numbers of a process, among all and on its machine; the scripts, and what they start it with.
+VARIABLES = {
+    "pytorch": ("RANK", "LOCAL_RANK", "dist", "torchrun"),
+    "slurm": ("SLURM_PROCID", "SLURM_LOCALID", "slurm", "srun"),
+}
+
+
+def init_dist(cfg: Config, launcher: str) -> None:
+    """Check what a launcher (``'none'``, ``'pytorch'``, ``'slurm'`` or ``'mpi'``) has set up.
+
+    Without a GPU, processes join a gloo group here. ``cfg`` gets what mmengine's runner needs: the
+    launcher, and a wrapper for a model on CPUs.
+    """
+    os.environ.setdefault("LOCAL_RANK", "0")
+    cfg.launcher = launcher
+    if launcher in VARIABLES:
+        _check_launched(launcher)
+    if launcher == "none" or torch.cuda.is_available():
+        return
+    if launcher not in VARIABLES:
+        fail(f"--launcher {launcher} needs GPUs; without one use pytorch or slurm")
+    if launcher == "slurm":
+        _adopt_slurm_environment()
+    torch.distributed.init_process_group("gloo")
+    wrapper = dict(
+        type="MMDistributedDataParallel",
+        broadcast_buffers=False,
+        find_unused_parameters=cfg.get("find_unused_parameters", False),
+    )
+    cfg.model_wrapper_cfg = {**wrapper, **cfg.get("model_wrapper_cfg", {}), "device_ids": None}
+    cfg.launcher = "pytorch"
+
+
+def without_amp(cfg: Config) -> bool:
+    """Replace mixed precision, which needs a GPU, by float32; say whether there was any."""
+    wrapper = cfg.get("optim_wrapper") or {}
+    if type_name(wrapper) != "AmpOptimWrapper":
+        return False
+    wrapper["type"] = "OptimWrapper"
+    wrapper.pop("loss_scale", None)
+    wrapper.pop("dtype", None)
+    return True
+
+
+def _check_launched(launcher: str) -> None:
+    """Fail if the launcher did not start this process, or has no GPU for it where there are any."""
+    variable, local_variable, scripts, starter = VARIABLES[launcher]
+    if variable not in os.environ:
+        scripts = f"{scripts}_train.sh and {scripts}_test.sh start it with {starter}"
+        fail(f"--launcher {launcher} needs the variable {variable}: {scripts}")
+    local_rank, count = int(os.environ.get(local_variable, 0)), torch.cuda.device_count()
+    # Slurm may show each task its own only, as with --gpus-per-task=1.
+    enough = launcher == "slurm" and count == 1 or local_rank < count
+    if torch.cuda.is_available() and not enough:
+        fail(f"process {local_rank} of this machine has no GPU of its own: {count} were found")
+
+
+def _adopt_slurm_environment() -> None:
+    """Set torch's variables from Slurm's; the first node of the list is the master."""
+    env = os.environ
+    first_node = re.sub(r"\[(\d+).*", r"\1", env["SLURM_NODELIST"].split(",")[0])
+    env.setdefault("MASTER_ADDR", first_node)
+    env.setdefault("MASTER_PORT", "29500")
+    env.update(
+        RANK=env["SLURM_PROCID"], WORLD_SIZE=env["SLURM_NTASKS"], LOCAL_RANK=env["SLURM_LOCALID"]
+    )
