@@ -6,121 +6,53 @@ python tools/make_toy_dataset.py imagenet data/toy_imagenet
 """
 
 import argparse
-import sys
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Sequence
+from functools import partial
+from importlib import import_module
 
-from crossformer_mm.datasets.toy.ade import write_ade
-from crossformer_mm.datasets.toy.coco import write_coco
-from crossformer_mm.datasets.toy.imagenet import write_imagenet
+from crossformer_mm.utils.cli import OneLineParser, errors_in_one_line, run
 
-
-class OneLineErrorParser(argparse.ArgumentParser):
-    """Leaves the usage out of error messages, so that the error itself is not lost in it."""
-
-    def error(self, message: str) -> None:
-        """Print one line and leave with status 2."""
-        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+DATASETS = {  # what it is for, what its summary counts, and defaults
+    "coco": ("detection, like COCO 2017", "objects", 400, 100, (320, 240)),
+    "ade": ("segmentation, like ADEChallengeData2016", "images_with", 400, 100, (256, 192)),
+    "imagenet": ("classification, like ImageNet-1K", "classes", 800, 200, (224, 168)),
+}
 
 
-def make_coco(args: argparse.Namespace) -> None:
-    """Write the data set and say what is in it."""
-    for split, made in write(write_coco, args).items():
-        objects = made["objects"]
-        print(f"{split}: {made['images']} images, {objects.total()} objects: {listed(objects)}")
-    print(f"The data set, in the layout of COCO 2017, is in {args.out}")
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Arguments, with the name of the data set in ``dataset``."""
+    parser = OneLineParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(metavar="DATASET", dest="dataset", required=True)
+    for name, (summary, _, train, val, size) in DATASETS.items():
+        command = commands.add_parser(
+            name, help=summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        )
+        add = command.add_argument
+        add("out", metavar="OUT", help="folder to write to")
+        add("--train", type=int, metavar="N", default=train, help="training images")
+        add("--val", type=int, metavar="N", default=val, help="validation images")
+        about = "width and height in pixels; one image in five is turned on its side"
+        add("--size", type=int, nargs=2, metavar=("W", "H"), default=size, help=about)
+        add("--seed", type=int, default=0, help="same seed, same data set")
+        add("--overwrite", action="store_true", help="replace an earlier toy data set in OUT")
+    return parser.parse_args(argv)
 
 
-def make_ade(args: argparse.Namespace) -> None:
-    """Write the data set and say how many images have each class."""
-    for split, made in write(write_ade, args).items():
-        print(f"{split}: {made['images']} images, with: {listed(made['images_with'])}")
-    print(f"The data set, in the layout of ADEChallengeData2016, is in {args.out}")
-
-
-def make_imagenet(args: argparse.Namespace) -> None:
-    """Write the data set and say how many images each class has."""
-    for split, made in write(write_imagenet, args).items():
-        print(f"{split}: {made['images']} images: {listed(made['classes'])}")
-    print(f"The data set, in the layout of ImageNet-1K, is in {args.out}")
-
-
-def write(writer: Callable[..., dict], args: argparse.Namespace) -> dict[str, dict]:
-    """Call a writer with the arguments that all of them take."""
-    size = tuple(args.size)
-    return writer(args.out, args.train, args.val, size, args.seed, args.overwrite, print_now)
-
-
-def listed(counts: Counter) -> str:
-    """Names and counts in the order of the names."""
-    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
-
-
-def print_now(line: str) -> None:
-    """Print a line of progress even where output is buffered."""
-    print(line, flush=True)
-
-
-def parse_args() -> argparse.Namespace:
-    """Arguments of the chosen data set, with its writer in ``make``."""
-    parser = OneLineErrorParser(description=__doc__.splitlines()[0])
-    datasets = parser.add_subparsers(metavar="DATASET", required=True)
-    add_coco(datasets)
-    add_ade(datasets)
-    add_imagenet(datasets)
-    return parser.parse_args()
-
-
-def add_coco(datasets: argparse._SubParsersAction) -> None:
-    """Add the ``coco`` command."""
-    parser = add_dataset(datasets, "coco", "detection and instance segmentation, like COCO 2017")
-    parser.set_defaults(make=make_coco, train=400, val=100, size=(320, 240))
-
-
-def add_ade(datasets: argparse._SubParsersAction) -> None:
-    """Add the ``ade`` command."""
-    parser = add_dataset(datasets, "ade", "semantic segmentation, like ADEChallengeData2016")
-    parser.set_defaults(make=make_ade, train=400, val=100, size=(256, 192))
-
-
-def add_imagenet(datasets: argparse._SubParsersAction) -> None:
-    """Add the ``imagenet`` command."""
-    parser = add_dataset(datasets, "imagenet", "classification, like ImageNet-1K")
-    parser.set_defaults(make=make_imagenet, train=800, val=200, size=(224, 168))
-
-
-def add_dataset(
-    datasets: argparse._SubParsersAction, name: str, summary: str
-) -> argparse.ArgumentParser:
-    """Add a command with what every data set takes; the caller sets the defaults."""
-    parser = datasets.add_parser(
-        name, help=summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("out", metavar="OUT", help="folder to write to")
-    parser.add_argument("--train", type=int, metavar="N", help="training images")
-    parser.add_argument("--val", type=int, metavar="N", help="validation images")
-    parser.add_argument(
-        "--size",
-        type=int,
-        nargs=2,
-        metavar=("W", "H"),
-        help="width and height in pixels; about one image in five is turned on its side",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="same seed, same data set")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace folders of an earlier data set in OUT"
-    )
-    return parser
-
-
-def main() -> None:
-    """Make the data set; end with one line and status 1 if that is not possible."""
-    args = parse_args()
-    try:
-        args.make(args)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write the data set and say what is in it; one line and status 1 if that is not possible."""
+    args = parse_args(argv)
+    # The others need no pycocotools.
+    module = import_module(f"crossformer_mm.datasets.toy.{args.dataset}")
+    write = getattr(module, f"write_{args.dataset}")
+    _, counted, *_ = DATASETS[args.dataset]
+    options = args.train, args.val, tuple(args.size), args.seed, args.overwrite
+    with errors_in_one_line(ValueError, OSError):
+        summary = write(args.out, *options, report=partial(print, flush=True))
+    for split, made in summary.items():
+        counts = ", ".join(f"{name} {count}" for name, count in sorted(made[counted].items()))
+        print(f"{split}: {made['images']} images, {counted.replace('_', ' ')}: {counts}")
+    print(f"The data set is in {args.out}")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,153 +1,50 @@
-"""Writes a toy segmentation data set in exactly the layout of ADEChallengeData2016."""
-
-from collections import Counter
-from collections.abc import Callable
-from pathlib import Path
+"""Draws a toy segmentation data set in the folder layout of ADEChallengeData2016."""
 
 import cv2
 import numpy as np
 
-from crossformer_mm.datasets.toy.output import (
-    README,
-    all_or_nothing,
-    refuse_other_data,
-    write_readme,
-)
-from crossformer_mm.datasets.toy.scene import draw_scene
-from crossformer_mm.datasets.toy.stuff import OTHER, STUFF, draw_stuff
-from crossformer_mm.datasets.toy.writing import (
-    SPLITS,
-    check_arguments,
-    count_images,
-    encode_jpeg,
-    maybe_turned,
-    random_of_image,
-)
+from crossformer_mm.datasets.toy.drawing import draw_noise, draw_scene, draw_texture, random_things
+from crossformer_mm.datasets.toy.writing import writer
 
-FOLDERS = ("annotations", "images")
-CLASS_FILE = "objectInfo150.txt"
-OUTLINED_SHARE = 0.4  # of the things, by a band without a class
-_README = f"annotations/{README}"
-_FOLDER_OF_SPLIT = {"train": "training", "val": "validation"}
-# Pixel values of ADE20K; 0 stands for what is none of its 150 classes.
-CLASSES = {
-    0: OTHER,
-    1: "wall",
-    3: "sky",
-    4: "floor",
-    7: "road",
-    10: "grass",
-    17: "mountain",
-    27: "sea",
-    44: "signboard",
-    47: "sand",
-    68: "book",
-    87: "awning",
-    121: "food",
-    149: "clock",
-    150: "flag",
+_STUFF = {  # by pixel value of ADE20K, from top to bottom: name and look
+    3: ("sky", 0.59, 0.4, 0.2, 3, 2),
+    0: ("other",),
+    17: ("mountain", 0.72, 0.2, 0.5, 9, 12),
+    1: ("wall", 0.04, 0.4, 0.3, 24, 9),
+    27: ("sea", 0.53, 0.6, 0.3, 40, 8),
+    10: ("grass", 0.27, 0.55, 0.35, 12, 90),
+    47: ("sand", 0.12, 0.4, 0.2, 60, 5),
+    4: ("floor", 0.08, 0.55, 0.25, 2, 30),
+    7: ("road", 0.62, 0.05, 0.2, 90, 120),
 }
-_CLASS_OF_THING = {
-    "stop sign": "signboard",
-    "umbrella": "awning",
-    "kite": "flag",
-    "banana": "food",
-    "pizza": "food",
-    "donut": "food",
-    "book": "book",
-    "clock": "clock",
-}
-_VALUE_OF_NAME = {name: value for value, name in CLASSES.items()}
+CLASSES = {value: name for value, (name, *_) in _STUFF.items()}
+CLASSES |= {44: "signboard", 68: "book", 87: "awning", 121: "food", 149: "clock", 150: "flag"}
+_VALUES = {"stop sign": 44, "umbrella": 87, "kite": 150, "book": 68, "clock": 149}  # the rest: food
 
 
-def write_ade(
-    out: str | Path,
-    train: int = 400,
-    val: int = 100,
-    size: tuple[int, int] = (256, 192),
-    seed: int = 0,
-    overwrite: bool = False,
-    report: Callable[[str], None] = print,
-) -> dict[str, dict]:
-    """Write ``train`` + ``val`` labelled images of about ``size`` (width, height) to ``out``.
-
-    About one image in five is turned to portrait, and two in five are up to a tenth narrower and
-    lower. Image n of a split depends on ``seed`` alone, not on how many images there are.
-    ``report`` gets a line now and then. Returns, per split, the number of "images", and by class
-    name, "other" among them, a Counter "pixels" and a Counter "images_with".
-
-    ValueError: an argument is out of range. FileExistsError: one of ``FOLDERS`` or ``CLASS_FILE``
-    is in ``out`` already and ``overwrite`` is off; with it on they are replaced as a whole, unless
-    they are not a toy data set but, for example, ADE20K itself.
-    """
-    check_arguments(train, val, size, seed)
-    if overwrite:
-        refuse_other_data(Path(out), [*FOLDERS, CLASS_FILE], _README)
-    summary = {}
-    with all_or_nothing(Path(out), FOLDERS, overwrite, files=[CLASS_FILE]) as folder:
-        write_readme(folder / _README, f"stand-in for ADEChallengeData2016, seed {seed}")
-        for split, count in zip(SPLITS, (train, val), strict=True):
-            summary[split] = _write_split(folder, split, count, size, seed, report)
-        (folder / CLASS_FILE).write_text(_class_table(summary))
-    return summary
+def _draw(rng, split, index, shape):
+    shape = tuple(round(side * rng.choice([1, rng.uniform(0.9, 1)])) for side in shape)
+    image, labels = np.zeros((*shape, 3), np.float32), np.zeros(shape, np.uint8)
+    values = [list(_STUFF)[n] for n in sorted(rng.permutation(len(_STUFF))[: rng.integers(2, 5)])]
+    for place, value in enumerate(values):
+        edge = place / len(values) + 0.08 * draw_noise(rng, (1, shape[1]), (1, 9))
+        mask = (np.linspace(0, 1, shape[0])[:, None] > edge) | (place == 0)
+        image[mask], labels[mask] = draw_texture(rng, shape, _STUFF[value][1:])[mask], value
+    things = random_things(rng, shape, rng.integers(2, 9))
+    picture, masks = draw_scene(rng, image, [[thing] for thing in things])
+    for (kind, *_), mask in zip(things, masks, strict=True):
+        width = rng.choice([1, 1, 3, 5, 7])  # beyond 1, a band around the thing has no class
+        labels[cv2.dilate(np.uint8(mask), np.ones((width, width))) > 0] = 0
+        labels[mask] = _VALUES.get(kind, 121)
+    name = f"{'training' if split == 'train' else 'validation'}/ADE_{split}_{index + 1:08d}"
+    pixels = {CLASSES[value]: int((labels == value).sum()) for value in np.unique(labels).tolist()}
+    files = {f"images/{name}.jpg": picture, f"annotations/{name}.png": labels}
+    return files, None, {"pixels": pixels, "images_with": list(pixels)}
 
 
-def _write_split(folder, split, count, size, seed, report):
-    images, annotations = (folder / x / _FOLDER_OF_SPLIT[split] for x in ("images", "annotations"))
-    images.mkdir()
-    annotations.mkdir()
-    pixels, images_with = Counter(), Counter()
-    for index in count_images(split, count, report):
-        picture, labels = _draw_image(split, index, size, seed)
-        name = f"ADE_{split}_{index + 1:08d}"
-        (images / f"{name}.jpg").write_bytes(encode_jpeg(picture))
-        (annotations / f"{name}.png").write_bytes(_encode_png(labels))
-        values, counts = np.unique(labels, return_counts=True)
-        names = [CLASSES[value] for value in values.tolist()]
-        pixels.update(dict(zip(names, counts.tolist(), strict=True)))
-        images_with.update(names)
-    return {"images": count, "pixels": pixels, "images_with": images_with}
+def _finish(folder, *_):
+    rows = [f"{value}\t{int(value in _STUFF)}\t{CLASSES[value]}\n" for value in sorted(CLASSES)[1:]]
+    (folder / "objectInfo150.txt").write_text("Idx\tStuff\tName\n" + "".join(rows))
 
 
-def _draw_image(split, index, size, seed):
-    """Picture, uint8 BGR (height, width, 3), and pixel values, uint8 (height, width)."""
-    rng = random_of_image(seed, split, index)
-    width, height = maybe_turned(rng, size)
-    if rng.uniform() < 0.4:
-        width, height = (side - rng.integers(side // 10, endpoint=True) for side in (width, height))
-    background, regions = draw_stuff(rng, height, width)
-    num_things = rng.integers(2, 7, endpoint=True)
-    picture, things = draw_scene(rng, width, height, num_things, background=background)
-    labels = np.zeros((height, width), np.uint8)
-    for kind, mask in regions:
-        labels[mask] = _VALUE_OF_NAME[kind]
-    for thing in things:
-        if rng.uniform() < OUTLINED_SHARE:
-            labels[_widened(thing.mask, rng.integers(1, 3, endpoint=True))] = 0
-    for thing in things:
-        labels[thing.mask] = _VALUE_OF_NAME[_CLASS_OF_THING[thing.kind]]
-    return picture, labels
-
-
-def _widened(mask, pixels):
-    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * int(pixels) + 1,) * 2)
-    return cv2.dilate(mask.astype(np.uint8), disc).astype(bool)
-
-
-def _encode_png(labels):
-    is_encoded, png = cv2.imencode(".png", labels)
-    assert is_encoded
-    return png.tobytes()
-
-
-def _class_table(summary):
-    """Tab separated like ADE20K's: share of labelled pixels, images with the class, is it stuff."""
-    pixels = sum((made["pixels"] for made in summary.values()), Counter())
-    del pixels[OTHER]
-    lines = ["Idx\tRatio\tTrain\tVal\tStuff\tName"]
-    for value, name in CLASSES.items():
-        if name != OTHER:
-            train, val = (summary[split]["images_with"][name] for split in SPLITS)
-            ratio = pixels[name] / pixels.total()
-            lines.append(f"{value}\t{ratio:.4f}\t{train}\t{val}\t{int(name in STUFF)}\t{name}")
-    return "\n".join(lines) + "\n"
+write_ade = writer("annotations images objectInfo150.txt", _draw, _finish, (400, 100, (256, 192)))
