@@ -5,19 +5,24 @@ In each round every variant is timed once, so that what disturbs the machine dis
 above what is held between steps.
 """
 
+import json
 import logging
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
+from collections.abc import Sequence
 from copy import copy
 from pathlib import Path
 
 import torch
 
-from crossformer_mm.analysis.benchmark import format_table, measure, write_report
+from crossformer_mm.analysis.benchmark import format_table, measure
 from crossformer_mm.analysis.flops import DEFAULT_SHAPES
-from crossformer_mm.analysis.variants import DTYPES, LIBRARIES, RUNS, Case, Variant
-from crossformer_mm.engine.launch import add_cfg_options, fail, load_config, shape_for_task
+from crossformer_mm.analysis.variants import DTYPES, RUNS, SWIN, Case, Variant
+from crossformer_mm.engine.config import add_cfg_options, choose_shape, load_model_config, type_name
 from crossformer_mm.models import ATTN_BACKENDS, LDA_MODES, CrossFormer
 from crossformer_mm.models.architectures import ARCH_ZOO
+from crossformer_mm.utils.cli import OneLineParser, errors_in_one_line, fail, run
+from crossformer_mm.utils.collect_env import collect_env
+from crossformer_mm.utils.io import atomic_write
 
 SUITES = {
     "cpu": """\
@@ -38,15 +43,8 @@ SUITES = {
 }
 
 
-class OneLineParser(ArgumentParser):
-    """A parser that ends the program with one line when an argument is wrong."""
-
-    def error(self, message: str) -> None:  # noqa: D102
-        fail(message)
-
-
-def make_parser() -> OneLineParser:
-    """The options of the command line, and of every line of a suite."""
+def parse_args(argv: Sequence[str] | None, args: Namespace | None = None) -> Namespace:
+    """Read the command line, or a line of a suite into the options of the command line."""
     parser = OneLineParser(description=__doc__)
     add = parser.add_argument
     add("--arch", choices=ARCH_ZOO, help="architecture of the backbone; small if not set")
@@ -55,7 +53,7 @@ def make_parser() -> OneLineParser:
     add("--config", help="measure the whole model of this config instead, without weights")
     add_cfg_options(parser)
     add("--attn-backend", nargs="+", choices=ATTN_BACKENDS, help="auto and eager if not set")
-    add("--against", nargs="+", choices=LIBRARIES, default=[], help="libraries' Swin-T")
+    add("--against", nargs="+", choices=SWIN, default=[], help="libraries' Swin-T")
     add("--run", nargs="+", choices=RUNS, default=["eager"], help="compile: with torch.compile")
     add("--shape", type=int, nargs="+", metavar="SIDE", help="height and width, or one for both")
     add("--batch", type=int, default=1, help="images per step")
@@ -67,60 +65,54 @@ def make_parser() -> OneLineParser:
     add("--no-memory", action="store_true", help="measure time only")
     add("--suite", choices=SUITES, help="measure a list of cases; other options hold for all")
     add("--out", metavar="DIR", help="write benchmark.json there: results and environment")
-    return parser
+    return parser.parse_args(argv, args)
 
 
 def make_case(args: Namespace) -> Case:
     """Put a case together from the options; what does not fit ends the program with one line."""
-    backbone = {k: getattr(args, k) for k in ("arch", "lda_mode", "with_cp") if getattr(args, k)}
+    options = vars(args)
+    backbone = {k: options[k] for k in ("arch", "lda_mode", "with_cp") if options[k]}
     backends, cfg, shape = args.attn_backend or ["auto", "eager"], None, args.shape or (224, 224)
     if args.config is not None:
-        for name in [name for name in (*backbone, "against") if getattr(args, name)]:
+        for name in [name for name in (*backbone, "against") if options[name]]:
             fail(f"--{name.replace('_', '-')} is for a backbone: with --config use --cfg-options")
-        cfg = load_config(args.config, args.cfg_options)
-        kind = cfg.get("model", {}).get("backbone", {}).get("type")
-        kind = getattr(kind, "__name__", kind)  # some configs have the class itself
-        if kind is None:
-            fail(f"--config {args.config} has no model with a backbone")
-        if kind != CrossFormer.__name__ and args.attn_backend:
-            fail(f"--attn-backend: the backbone of {args.config} is {kind}, not CrossFormer")
-        backends = backends if kind == CrossFormer.__name__ else [kind]
-        shape = args.shape or shape_for_task(cfg, DEFAULT_SHAPES)
+        cfg, shape = load_model_config(args.config, args.cfg_options), args.shape
+        kind = type_name(cfg.model.backbone)
+        if kind != CrossFormer.__name__:
+            backends = [kind]
+            if args.attn_backend:
+                fail(f"--attn-backend: the backbone of {args.config} is {kind}, not CrossFormer")
     elif args.cfg_options:
         fail("--cfg-options needs --config")
     variants = [Variant(name, run) for run in args.run for name in backends + args.against]
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    same = {name: getattr(args, name) for name in ("mode", "batch", "dtype", "repeat", "threads")}
-    shape = tuple(shape * 2 if len(shape) == 1 else shape)
-    try:
-        return Case(
-            tuple(dict.fromkeys(variants)), backbone, cfg, shape=shape, device=device, **same
-        )
-    except ValueError as error:
-        fail(str(error))
+    same = {name: options[name] for name in ("mode", "batch", "dtype", "repeat", "threads")}
+    same["device"] = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    shape = choose_shape(shape, cfg or {}, DEFAULT_SHAPES)
+    with errors_in_one_line(ValueError):
+        return Case(tuple(dict.fromkeys(variants)), backbone, cfg, shape=shape, **same)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Measure one case, or those of a suite one after another."""
-    parser = make_parser()
-    args = parser.parse_args()
+    args = parse_args(argv)
     logging.disable(logging.INFO)
     try:
         Path(args.out or ".").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         fail(f"--out {args.out} must be a folder that can be written to: {error.strerror}")
     lines = SUITES[args.suite].splitlines() if args.suite else [""]
-    cases = [make_case(parser.parse_args(line.split(), copy(args))) for line in lines]
     results = []
-    for case in cases:
+    for case in [make_case(parse_args(line.split(), copy(args))) for line in lines]:
         results += measure(case, with_memory=not args.no_memory)
         print(format_table(results[-len(case.variants) :]), end="\n\n", flush=True)
         if args.out is not None:
-            write_report(Path(args.out), results)
+            report = dict(env=collect_env(), results=[result.as_dict() for result in results])
+            with atomic_write(Path(args.out) / "benchmark.json") as temporary:
+                temporary.write_text(json.dumps(report, indent=1, default=str) + "\n")
     failed = sum(result.problem is not None for result in results)
     if failed:
         fail(f"{failed} of {len(results)} variants failed; the lines above say why")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -3,17 +3,12 @@
 By its scope the config says whether these are class scores, boxes and masks, or segments.
 """
 
-if __name__ == "__main__":
-    from while_loading import end_if_interrupted
-
-    end_if_interrupted()
-
 import argparse
 import json
+import logging
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from glob import glob
 from os.path import abspath, commonpath
 from pathlib import Path
@@ -22,241 +17,161 @@ import cv2
 import mmcv
 import numpy as np
 from mmengine.config import Config
-from mmengine.dataset import pseudo_collate
 from mmengine.device import get_device
 from mmengine.registry import DATASETS, VISUALIZERS, init_default_scope
-from PIL import Image, UnidentifiedImageError
-from torch import nn
+from mmengine.utils import get_object_from_string
+from PIL import Image
 
-from crossformer_mm.engine.launch import (
-    add_cfg_options,
-    check_device,
-    check_file,
-    fail,
-    load_config,
-)
+from crossformer_mm.engine.config import add_cfg_options, check_device, check_file, load_config
 from crossformer_mm.engine.trained_model import load_model
-from crossformer_mm.utils.errors import CheckpointError
-from crossformer_mm.utils.interruption import interruption_in_one_line
-from crossformer_mm.utils.io import replace_when_complete
+from crossformer_mm.utils.cli import OneLineParser, errors_in_one_line, fail, run
+from crossformer_mm.utils.errors import one_line
+from crossformer_mm.utils.io import atomic_write
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
-VISUALIZER_OF = dict(mmpretrain="Universal", mmdet="DetLocal", mmseg="SegLocal")
-Image.MAX_IMAGE_PIXELS = None  # OpenCV has a limit of its own
+INFERENCERS = {
+    "mmpretrain": "mmpretrain.apis.ImageClassificationInferencer",
+    "mmdet": "mmdet.apis.DetInferencer",
+    "mmseg": "mmseg.apis.MMSegInferencer",
+}
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    inputs = "image, folder (its images and those below) or quoted glob"
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help=inputs)
-    parser.add_argument("--config", required=True, help="config file")
-    parser.add_argument("--checkpoint", required=True, metavar="CKPT", help="checkpoint file")
-    parser.add_argument("--out-dir", required=True, help="folder for pictures and JSON files")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; if not given, a GPU if there is")
-    parser.add_argument(
-        "--score-thr",
-        type=float,
-        metavar="S",
-        help="draw boxes and masks from this score on; if not given, the one of the config's "
-        "visualization hook, or 0.3. JSON files have all",
-    )
+    parser = OneLineParser(description=__doc__)
+    add = parser.add_argument
+    add("inputs", nargs="+", metavar="INPUT", help="image, folder, also below it, or quoted glob")
+    add("--config", required=True, help="config file")
+    add("--checkpoint", required=True, metavar="CKPT", help="checkpoint file")
+    add("--out-dir", required=True, metavar="DIR", help="folder for pictures and JSON files")
+    add("--device", default=get_device(), help="cpu, cuda, cuda:1, ...; default %(default)s")
+    threshold = "draw boxes from this score on, default %(default)s; JSON files have all"
+    add("--score-thr", type=float, default=0.3, metavar="S", help=threshold)
     add_cfg_options(parser)
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def find_files(inputs: Sequence[str], out_dir: Path) -> tuple[list[Path], list[str]]:
-    """Find the files that inputs stand for, each once, and the inputs that stand for nothing.
-
-    Folders and globs leave out what lies in ``out_dir``.
-    """
-    files, nothing = [], []
-    for given in inputs:
-        found = [given] if Path(given).exists() else sorted(glob(given, recursive=True))
-        images = [image for each in map(Path, found) for image in images_of(each)]
-        if not Path(given).is_file():
-            images = [i for i in images if not i.resolve().is_relative_to(out_dir.resolve())]
-        files += map(Path, map(abspath, images))
-        nothing += [] if images else [given]
-    return list(dict.fromkeys(files)), nothing
-
-
-def images_of(path: Path) -> list[Path]:
-    """The images in a folder and below, or the file itself."""
-    if not path.is_dir():
+def find_files(given: str, out_dir: Path) -> list[Path]:
+    """A file itself, or the images of a folder or glob that are not in ``out_dir``."""
+    path = Path(given)
+    if path.is_file():
         return [path]
-    return [f for f in sorted(path.rglob("*")) if f.suffix.lower() in IMAGE_SUFFIXES]
+    if path.is_dir():
+        images = [file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES]
+    else:
+        matches = glob(given, recursive=True)
+        images = [file for match in matches for file in find_files(match, out_dir)]
+    return sorted(image for image in images if out_dir not in image.parents)
 
 
-def place_results(files: Sequence[Path], out_dir: Path) -> dict[Path, tuple[Path, Path]]:
-    """Choose the picture and the JSON file of each file, below the folder that all of them share.
-
-    So files of the same name in different folders have results in different folders.
-    """
-    shared = commonpath([file.parent for file in files])
-    places = {}
-    for file in files:
-        name = str(out_dir / file.relative_to(shared))
-        keeps_name = file.suffix.lower() in (".jpg", ".jpeg", ".png")
-        places[file] = Path(name if keeps_name else f"{name}.png"), Path(f"{name}.json")
-    results = [path.resolve() for place in places.values() for path in place]
-    if len({file.resolve() for file in files}.union(results)) < 3 * len(files):
-        fail(f"--out-dir {out_dir}: a result would replace an input or another result")
-    return places
-
-
-def find_classes(cfg: Config, checkpoint: Mapping, model: nn.Module) -> dict[str, list]:
-    """Find names and colours of a model's classes, in the checkpoint or the config's data set.
-
-    Where there are none, classes are called ``class 7`` and colours are random, always the same.
-    """
-    meta = checkpoint.get("meta") or {}
-    meta = meta.get("dataset_meta") or {"CLASSES": meta.get("CLASSES")}  # mmdet 2, mmseg 0
-    known = {key.lower(): value for key, value in meta.items() if value}
-    with suppress(Exception):  # a data set may need its files to be built
-        dataset = {**cfg.test_dataloader.dataset, "lazy_init": True, "pipeline": []}
-        known = {**DATASETS.build(dataset).metainfo, **known}
-    counts = [getattr(module, "num_classes", None) for module in model.modules()]
-    count = max([0, *(count for count in counts if isinstance(count, int))])
-    classes = [str(name) for name in known.get("classes") or ()]
+def find_classes(cfg: Config, checkpoint: Mapping, count: int) -> dict[str, list]:
+    """Names and colours of classes from the checkpoint, else from the config's data set."""
+    dataset = cfg.test_dataloader.dataset
+    with DATASETS.switch_scope_and_registry(cfg.default_scope) as registry:
+        kind = registry.get(dataset.type) if isinstance(dataset.type, str) else dataset.type
+    known, meta = dict(getattr(kind, "METAINFO", {})), checkpoint.get("meta") or {}
+    for more in (dataset.get("metainfo", {}), meta, meta.get("dataset_meta") or {}):
+        known |= {key.lower(): value for key, value in more.items() if value}
+    classes = [str(name) for name in known.get("classes", ())]
     classes += [f"class {label}" for label in range(len(classes), count)]
-    palette = known.get("palette")
-    if not isinstance(palette, (list, tuple)) or len(palette) != len(classes):
+    palette = known.get("palette", ())
+    if len(palette) != len(classes):
         palette = np.random.RandomState(42).randint(0, 256, (len(classes), 3)).tolist()
     return dict(classes=classes, palette=[tuple(colour) for colour in palette])
 
 
-def build_inferencer(cfg: Config, model: nn.Module, meta: Mapping) -> object:
-    """Build the library's inferencer around a model that has its weights."""
-    default = dict(type=f"{VISUALIZER_OF[cfg.default_scope]}Visualizer")
-    cfg.visualizer = dict(cfg.get("visualizer") or default, vis_backends=None)
-    model._config, model.dataset_meta = cfg, meta
-    if cfg.default_scope == "mmpretrain":
-        from mmpretrain import ImageClassificationInferencer
-        from mmpretrain.utils import progress
-
-        progress.disable_progress_bar = True
-        inferencer = ImageClassificationInferencer(model, pretrained=False)
-        inferencer.visualizer = VISUALIZERS.build(cfg.visualizer)
-        inferencer.visualizer.dataset_meta = meta
-        return inferencer
-    if cfg.default_scope == "mmdet":
-        from mmdet.apis import DetInferencer as Inferencer
-    else:
-        from mmseg.apis import MMSegInferencer as Inferencer
-    # mmengine's own methods build the model again, with weights read in another way, and warn.
-    own = dict(_init_model=lambda *args: model, _init_collate=lambda *args: pseudo_collate)
-    return type("LoadedInferencer", (Inferencer,), own)(cfg, show_progress=False)
-
-
-def predict(inferencer: object, scope: str, file: str, score_thr: float) -> tuple[np.ndarray, dict]:
-    """Predict on one image: the picture (H, W, 3), blue first, and what the JSON file says."""
-    image = read_image(file)
-    names = inferencer.model.dataset_meta["classes"]
-    record = dict(input=file, width=image.shape[1], height=image.shape[0])
-    if scope == "mmpretrain":
-        (sample,) = inferencer(file, return_datasamples=True)
-        short, long = sorted(image.shape[:2])
-        size = max(short, min(224, short * 2000 // long))  # text needs room
-        draw = inferencer.visualizer.visualize_cls
-        picture = draw(mmcv.bgr2rgb(image), sample, draw_gt=False, resize=size)
-        scores = sample.pred_score.tolist()
-        best = np.argsort(scores)[: -min(5, len(scores)) - 1 : -1].tolist()
-        top = [dict(label=label, name=names[label], score=scores[label]) for label in best]
-        record.update(task="classification", top=top, scores=scores)
-    elif scope == "mmdet":
-        result = inferencer(file, return_vis=True, pred_score_thr=score_thr)
-        (picture,), (found,) = result["visualization"], result["predictions"]
-        record.update(task="detection", names=[names[label] for label in found["labels"]], **found)
-    else:
-        result = inferencer(file, return_vis=True)
-        picture, labels = result["visualization"], result["predictions"].astype(int)
-        present, pixels = np.unique(labels, return_counts=True)
-        segments = zip(present.tolist(), (pixels / labels.size).tolist(), strict=True)
-        shares = [dict(label=label, name=names[label], share=share) for label, share in segments]
-        record.update(task="segmentation", segments=shares)
-    if not np.isfinite(record.get("scores", ())).all():
-        raise ValueError("the model predicts NaN or infinite scores")
-    return mmcv.rgb2bgr(picture), record
-
-
-def read_image(file: str) -> np.ndarray:
-    """Read an image, (H, W, 3), blue first; raise ValueError or OSError if it is none."""
-    try:
-        with Image.open(file) as image:
-            if image.format == "JPEG":  # OpenCV fills a missing end with grey
-                image.draft("L", (1, 1))
-                image.load()
-    except UnidentifiedImageError:
-        raise ValueError("it is not an image; of a video, extract the frames first") from None
-    pixels = mmcv.imread(file)
-    if pixels is None:
-        raise ValueError("OpenCV cannot read it")
-    return pixels
-
-
-def try_model(args: argparse.Namespace) -> None:
-    """Predict on every input; what cannot be used is named in one line, and the rest goes on."""
-    out_dir = Path(args.out_dir)
-    files, nothing = find_files(args.inputs, out_dir)
-    if not files:
-        fail(f"no image is found at {', '.join(nothing)} (results in --out-dir are left out)")
-    places = place_results(files, out_dir)
-    cfg = load_config(args.config, args.cfg_options)
-    if cfg.get("default_scope") not in VISUALIZER_OF or not isinstance(cfg.get("model"), dict):
-        fail(f"--config {args.config} needs a model and a default_scope: mmpretrain, mmdet, mmseg")
-    device = check_device(args.device or get_device())
-    try:
-        init_default_scope(cfg.default_scope)
-        model, checkpoint, unused = load_model(cfg, args.checkpoint, device)
-        inferencer = build_inferencer(cfg, model, find_classes(cfg, checkpoint, model))
-    except CheckpointError as error:
-        fail(str(error))
-    except Exception as error:  # models raise anything at arguments that they do not take
-        fail(f"--config {args.config}: no inferencer can be built: {' '.join(str(error).split())}")
+def build_inferencer(cfg: Config, checkpoint_file: str, device: str) -> object:
+    """Build the library's inferencer, and put the model with its weights into it."""
+    init_default_scope(cfg.default_scope)
+    model, checkpoint, unused = load_model(cfg, checkpoint_file, check_device(device))
     if unused:
         print(f"Checkpoint: {unused}")
-    hook = cfg.get("default_hooks", {}).get("visualization", {})
-    score_thr = hook.get("score_thr", 0.3) if args.score_thr is None else args.score_thr
-    failures = [f"{given}: no image is found there" for given in nothing]
-    for file, (picture_file, json_file) in places.items():
+    cfg.visualizer.vis_backends = None
+    kind = get_object_from_string(INFERENCERS[cfg.default_scope])
+    # With a palette of its own, mmdet's does not build the data set.
+    palette = dict(palette="random") if cfg.default_scope == "mmdet" else {}
+    inferencer = kind(cfg, None, device="cpu", **palette)
+    inferencer.model = model
+    inferencer.visualizer = inferencer.visualizer or VISUALIZERS.build(cfg.visualizer)
+    count = max(getattr(module, "num_classes", None) or 0 for module in model.modules())
+    inferencer.visualizer.dataset_meta = find_classes(cfg, checkpoint, count)
+    return inferencer
+
+
+def predict(inferencer: object, file: Path, color_type: str, score_thr: float) -> tuple:
+    """Predict on a file: the picture (H, W, 3), blue first, and what the JSON file says."""
+    with Image.open(file) as opened:  # OpenCV fills the missing end of a file with grey
+        opened.load()
+    image = mmcv.imread(file, color_type)
+    rgb = np.dstack([image] * 3)[..., 2::-1].clip(0, 255).astype(np.uint8)  # of 1, 3 or more
+    (batch,) = inferencer.preprocess([image])
+    (sample,) = inferencer.forward(batch if isinstance(batch, dict) else batch[1])
+    visualizer, names = inferencer.visualizer, inferencer.visualizer.dataset_meta["classes"]
+    if "pred_instances" in sample:
+        record, scores = inferencer.pred2dict(sample), sample.pred_instances.scores
+        record.update(task="detection", names=[names[label] for label in record["labels"]])
+        visualizer.add_datasample("", rgb, sample, draw_gt=False, pred_score_thr=score_thr)
+    elif "pred_score" in sample:
+        scores, (short, long) = sample.pred_score, sorted(image.shape[:2])
+        best = scores.argsort(descending=True)[:5].tolist()
+        top = [dict(label=label, name=names[label], score=scores[label].item()) for label in best]
+        record = dict(task="classification", top=top, scores=scores.tolist())
+        size = max(short, min(224, 2000 * short // long))  # text needs room
+        visualizer.visualize_cls(rgb, sample, draw_gt=False, resize=size)
+    else:
+        scores, labels = sample.seg_logits.data, sample.pred_sem_seg.data
+        shares = {i: (labels == i).float().mean().item() for i in labels.unique().tolist()}
+        segments = [dict(label=i, name=names[i], share=share) for i, share in shares.items()]
+        record = dict(task="segmentation", segments=segments)
+        visualizer.add_datasample("", rgb, sample, draw_gt=False)
+    if not scores.isfinite().all():
+        raise ValueError("the model predicts NaN or infinite scores")
+    record.update(input=str(file), width=image.shape[1], height=image.shape[0])
+    return mmcv.rgb2bgr(visualizer.get_image()), record
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Predict on every input; what cannot be used is named in one line, and the rest goes on."""
+    args = parse_args(argv)
+    check_file(args.checkpoint, "--checkpoint")
+    if not 0 <= args.score_thr <= 1:
+        fail(f"--score-thr {args.score_thr}: give a number from 0 to 1")
+    out_dir = Path(abspath(args.out_dir))
+    found = {given: find_files(abspath(given), out_dir) for given in args.inputs}
+    failures = [f"{given}: no image is found there" for given, files in found.items() if not files]
+    files = dict.fromkeys(file for files in found.values() for file in files)
+    total = len(files) + len(failures)
+    cfg = load_config(args.config, args.cfg_options)
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")  # the inferencer's own model has no weights
+    try:
+        inferencer = build_inferencer(cfg, args.checkpoint, args.device)
+        color_type = cfg.test_dataloader.dataset.pipeline[0].get("color_type", "color")
+    except Exception as error:  # models raise anything at arguments that they do not take
+        fail(f"no inferencer can be built for --config {args.config}: {one_line(str(error))}")
+    shared = commonpath([file.parent for file in files] or [out_dir])
+    results = {file: out_dir / file.relative_to(shared) for file in files}
+    if any(Path(f"{result}.png") in files for result in results.values()):
+        fail(f"--out-dir {args.out_dir}: a picture would replace an input")
+    for file, result in results.items():
         try:
-            picture, record = predict(inferencer, cfg.default_scope, str(file), score_thr)
-            content = json.dumps(record, allow_nan=False, ensure_ascii=False)
-            _, encoded = cv2.imencode(picture_file.suffix, picture)
+            picture, record = predict(inferencer, file, color_type, args.score_thr)
         except Exception as error:
-            failures.append(f"{file}: {' '.join(str(error).split()) or type(error).__name__}")
+            failures.append(f"{file}: {one_line(str(error)) or type(error).__name__}")
             continue
-        try:
-            write(json_file, content.encode())
-            write(picture_file, encoded.tobytes())
-        except OSError as error:
-            fail(f"--out-dir {out_dir}: a result cannot be written: {error}")
-        print(f"Wrote {picture_file}")
+        encoded = cv2.imencode(".png", picture)[1].tobytes()
+        contents = {".json": json.dumps(record, ensure_ascii=False).encode(), ".png": encoded}
+        with errors_in_one_line(OSError):
+            result.parent.mkdir(parents=True, exist_ok=True)
+            for suffix, content in contents.items():
+                with atomic_write(Path(f"{result}{suffix}")) as temporary:
+                    temporary.write_bytes(content)
+        print(f"Wrote {result}.png")
     for failure in failures:
         print(f"cannot use {failure}", file=sys.stderr)
     if failures:
-        fail(f"{len(failures)} of {len(files) + len(nothing)} inputs failed, see above")
-
-
-def write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replace_when_complete(path) as temporary:
-        temporary.write_bytes(content)
-
-
-def main() -> None:
-    """Try a model."""
-    args = parse_args()
-    check_file(args.checkpoint, "--checkpoint")
-    if args.score_thr is not None and not 0 <= args.score_thr <= 1:
-        fail(f"--score-thr {args.score_thr}: give a number from 0 to 1")
-    # Boxes and outlines at the border of the image are out of bounds by a pixel.
-    warnings.filterwarnings("ignore", message=".*out of bounds")
-    with interruption_in_one_line(f"what was done is in {args.out_dir}"):
-        try_model(args)
+        fail(f"{len(failures)} of {total} inputs failed, see above")
 
 
 if __name__ == "__main__":
-    main()
+    run(main, "what was written so far stays")

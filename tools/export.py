@@ -10,11 +10,12 @@ onnxruntime, and kept only if it computes what PyTorch does.
 import argparse
 import logging
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
-from mmengine.config import Config
+import torch
 
-from crossformer_mm.deploy.dense_part import ExportError, load_dense_part
+from crossformer_mm.deploy.dense_part import DensePart, ExportError
 from crossformer_mm.deploy.onnx import (
     TOLERANCE,
     check_destination,
@@ -22,50 +23,33 @@ from crossformer_mm.deploy.onnx import (
     describe_input,
     export_onnx,
 )
-from crossformer_mm.engine.launch import (
+from crossformer_mm.engine.config import (
     add_config_arguments,
     check_file,
-    errors_in_one_line,
-    fail,
-    load_config,
-    shape_for_task,
+    choose_shape,
+    load_model_config,
 )
-from crossformer_mm.models.crossformer import MIN_IMAGE_SIZE
+from crossformer_mm.engine.trained_model import load_model
+from crossformer_mm.utils.cli import OneLineParser, errors_in_one_line, run
 from crossformer_mm.utils.errors import CheckpointError
 
 DEFAULT_SHAPES = {"mmpretrain": (224, 224), "mmdet": (800, 1280), "mmseg": (512, 512)}
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = OneLineParser(description=__doc__)
     add_config_arguments(parser)
     parser.add_argument("checkpoint", help="checkpoint file")
     parser.add_argument("out", metavar="OUT.onnx", type=Path, help="file to write")
-    parser.add_argument(
-        "--shape",
-        type=int,
-        nargs=2,
-        metavar=("H", "W"),
-        help="height and width of the image; if not given, 224 224 for a classifier, 800 1280 for "
-        "a detector, 512 512 for a segmentor",
-    )
-    return parser.parse_args()
+    shape = "of the image; if not given, 224 224, for a detector 800 1280, for a segmentor 512 512"
+    parser.add_argument("--shape", type=int, nargs=2, metavar=("H", "W"), help=shape)
+    return parser.parse_args(argv)
 
 
-def choose_shape(args: argparse.Namespace, cfg: Config) -> tuple[int, int]:
-    """Height and width: what the command line says, or the default of the config's task."""
-    if args.shape is None:
-        return shape_for_task(cfg, DEFAULT_SHAPES)
-    if min(args.shape) < MIN_IMAGE_SIZE:
-        given = f"--shape {args.shape[0]} {args.shape[1]}"
-        fail(f"{given}: sides must be at least {MIN_IMAGE_SIZE} pixels")
-    return tuple(args.shape)
-
-
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Export, compare and print."""
-    args = parse_args()
+    args = parse_args(argv)
     logging.disable(logging.INFO)
     # What PyTorch's exporter could not simplify would fill the screen.
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
@@ -73,12 +57,12 @@ def main() -> None:
     with errors_in_one_line(CheckpointError, ExportError):
         check_destination(args.out)
         check_installed()
-        cfg = load_config(args.config, args.cfg_options)
-        if "backbone" not in cfg.get("model", {}):
-            fail(f"config {args.config} has no model with a backbone")
+        cfg = load_model_config(args.config, args.cfg_options)
         check_file(args.checkpoint, "checkpoint")
-        shape = choose_shape(args, cfg)
-        part = load_dense_part(cfg, args.checkpoint)
+        shape = choose_shape(args.shape, cfg, DEFAULT_SHAPES)
+        cfg.model.backbone.attn_backend = "eager"  # which uses PyTorch's own operators alone
+        model, _, _ = load_model(cfg, args.checkpoint, torch.device("cpu"))
+        part = DensePart(model).eval()
         deviations = export_onnx(part, shape, args.out, describe_input(cfg))
     worst = max(deviations, key=deviations.get)
     print(
@@ -90,4 +74,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

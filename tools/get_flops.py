@@ -6,47 +6,25 @@ Nothing is computed and no weight takes memory: the model is built on PyTorch's 
 import argparse
 import json
 import logging
-
-from mmengine.config import Config
+from collections.abc import Sequence
 
 from crossformer_mm.analysis.flops import DEFAULT_SHAPES, Complexity, measure
-from crossformer_mm.engine.launch import (
-    add_config_arguments,
-    errors_in_one_line,
-    fail,
-    load_config,
-    shape_for_task,
-)
+from crossformer_mm.engine.config import add_config_arguments, choose_shape, load_model_config
 from crossformer_mm.models.build import build_on_meta, image_channels
-from crossformer_mm.models.crossformer import MIN_IMAGE_SIZE
+from crossformer_mm.utils.cli import OneLineParser, errors_in_one_line, run
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = OneLineParser(description=__doc__)
     add_config_arguments(parser)
-    parser.add_argument(
-        "--shape",
-        type=int,
-        nargs="+",
-        metavar="SIDE",
-        help="height and width of the image, or one number for both; if not given, 224 224 for a "
-        "classifier, 1280 800 for a detector, 1024 1024 for a segmentor",
+    shape = (
+        "height and width of the image, or one number for both; if not given, 224 224 for a "
+        "classifier, 1280 800 for a detector, 1024 1024 for a segmentor"
     )
+    parser.add_argument("--shape", type=int, nargs="+", metavar="SIDE", help=shape)
     parser.add_argument("--json", action="store_true", help="print a JSON object as the last line")
-    return parser.parse_args()
-
-
-def choose_shape(given: list[int] | None, cfg: Config) -> tuple[int, int]:
-    """Height and width: what the command line says, or the default of the config's task."""
-    if given is None:
-        return shape_for_task(cfg, DEFAULT_SHAPES)
-    shape = tuple(given * 2 if len(given) == 1 else given)
-    if len(shape) != 2 or min(shape) < MIN_IMAGE_SIZE:
-        fail(
-            f"--shape {' '.join(map(str, given))}: give height and width, at least {MIN_IMAGE_SIZE}"
-        )
-    return shape
+    return parser.parse_args(argv)
 
 
 def print_table(complexity: Complexity, shape: tuple[int, int, int]) -> None:
@@ -63,15 +41,12 @@ def print_table(complexity: Complexity, shape: tuple[int, int, int]) -> None:
     print(f"Params: {complexity.params / 1e6:.2f} M\n{line}")
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Count and print."""
-    args = parse_args()
+    args = parse_args(argv)
     logging.disable(logging.INFO)
-    cfg = load_config(args.config, args.cfg_options)
-    if "backbone" not in cfg.get("model", {}):
-        fail(f"config {args.config} has no model with a backbone")
-    shape = choose_shape(args.shape, cfg)
-    channels = image_channels(cfg)
+    cfg = load_model_config(args.config, args.cfg_options)
+    shape, channels = choose_shape(args.shape, cfg, DEFAULT_SHAPES), image_channels(cfg)
     with errors_in_one_line(ValueError):
         complexity = measure(build_on_meta(cfg), shape, channels)
     print_table(complexity, (channels, *shape))
@@ -88,4 +63,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

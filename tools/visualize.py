@@ -11,25 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from mmengine.config import Config
 
-from crossformer_mm.engine.launch import (
-    add_cfg_options,
-    check_device,
-    check_file,
-    errors_in_one_line,
-    fail,
-    load_config,
-)
+from crossformer_mm.engine.config import add_cfg_options, check_device, check_file, load_config
 from crossformer_mm.models.crossformer import MIN_IMAGE_SIZE
+from crossformer_mm.utils.cli import OneLineParser, errors_in_one_line, fail, run
 from crossformer_mm.utils.errors import CheckpointError
-from crossformer_mm.utils.io import replace_when_complete
+from crossformer_mm.utils.io import atomic_write
+from crossformer_mm.visualization import figures
 from crossformer_mm.visualization.attention import AttentionCall, Token, record
-from crossformer_mm.visualization.figures import (
-    draw_attention,
-    draw_bias,
-    draw_features,
-    draw_groups,
-)
 from crossformer_mm.visualization.inputs import (
     RANDOM_WEIGHTS,
     InputError,
@@ -37,90 +27,55 @@ from crossformer_mm.visualization.inputs import (
     read_image,
 )
 
-KINDS = ("groups", "attention", "dpb", "features")
 
-
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("kind", choices=KINDS, help="what to draw")
-    parser.add_argument("image", help="image file")
-    parser.add_argument("--config", required=True, help="config file")
-    parser.add_argument("--checkpoint", metavar="CKPT", help="weights; random if not given")
-    parser.add_argument("--out", required=True, metavar="PNG", help="picture to write")
-    parser.add_argument(
-        "--stage", type=int, nargs="+", metavar="S", help="stages from 0 to 3; all if not given"
-    )
-    parser.add_argument(
-        "--block", type=int, metavar="B", help="attention, dpb: block; the last two if not given"
-    )
-    parser.add_argument(
-        "--head", type=int, nargs="+", metavar="N", help="attention, dpb: heads; the first six"
-    )
-    parser.add_argument(
-        "--token",
-        type=int,
-        nargs=2,
-        metavar=("Y", "X"),
-        help="groups, attention: row and column on the map of the first chosen stage, and the same "
-        "place in later stages; the middle if not given",
-    )
-    parser.add_argument(
-        "--shape",
-        type=int,
-        nargs=2,
-        metavar=("H", "W"),
-        help="resize the image to this; if not given, as the config's test pipeline does",
-    )
-    parser.add_argument("--device", default="cpu", help="where the backbone runs, such as cuda")
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = OneLineParser(description=__doc__, formatter_class=raw)
+    add = parser.add_argument
+    add("kind", choices=("groups", "attention", "dpb", "features"), help="what to draw")
+    add("image", help="image file")
+    add("--config", required=True, help="config file")
+    add("--checkpoint", metavar="CKPT", help="weights; random if not given")
+    add("--out", required=True, metavar="PNG", type=Path, help="picture to write")
+    add("--stage", type=int, nargs="+", metavar="S", help="stages from 0 to 3; all if not given")
+    add("--block", type=int, metavar="B", help="attention, dpb: block; else the last two")
+    add("--head", type=int, nargs="+", metavar="N", help="attention, dpb: heads; the first six")
+    token = "groups, attention: row and column on the map of the first stage; else the middle"
+    add("--token", type=int, nargs=2, metavar=("Y", "X"), help=token)
+    shape = "resize the image to this; if not given, as the config's test pipeline does"
+    add("--shape", type=int, nargs=2, metavar=("H", "W"), help=shape)
+    add("--device", default="cpu", help="where the backbone runs, such as cuda")
     add_cfg_options(parser)
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def visualize(args: argparse.Namespace) -> None:
+def draw(args: argparse.Namespace, cfg: Config) -> Figure:
     """Draw what the command line asks for."""
-    if Path(args.out).suffix.lower() != ".png":
-        fail(f"--out {args.out} must end with .png")
-    if args.shape and min(args.shape) < MIN_IMAGE_SIZE:
-        fail(f"--shape {args.shape[0]} {args.shape[1]}: give at least {MIN_IMAGE_SIZE} for each")
-    check_file(args.image, "image")
-    check_file(args.checkpoint, "--checkpoint")
-    device = check_device(args.device)
-    cfg = load_config(args.config, args.cfg_options)
     backbone, weights = build_backbone(cfg, args.checkpoint)
-    stages = choose_stages(args.stage, backbone.out_indices[-1])
+    last = backbone.out_indices[-1]
+    stages = sorted(set(args.stage or range(last + 1)))
+    for stage in stages:
+        if not 0 <= stage <= last:
+            fail(f"--stage {stage}: this backbone runs stages 0 to {last}")
     pixels, inputs = read_image(args.image, cfg, args.shape)
-    height, width = pixels.shape[:2]
-    sizes = [(-(-height // stride), -(-width // stride)) for stride in (4, 8, 16, 32)]
+    sizes = [tuple(-(-side // 2**n) for side in pixels.shape[:2]) for n in (2, 3, 4, 5)]
     tokens = choose_tokens(sizes, stages, args.token)
     if args.kind == "groups":
-        write_png(draw_groups(pixels, backbone, sizes, tokens), Path(args.out))
-        return
+        return figures.draw_groups(pixels, backbone, sizes, tokens)
     if weights == RANDOM_WEIGHTS:
         print("No --checkpoint was given: the weights are random")
+    device = check_device(args.device)
     try:
         calls, stage_maps = record(backbone.to(device), inputs.to(device))
     except ValueError as error:  # too few channels or pixels
         fail(f"image {args.image}: {error}")
     if args.kind == "features":
-        figure = draw_features(pixels, stage_maps, stages, weights)
-    else:
-        calls = choose_calls(calls, stages, args.block, args.head)
-        if args.kind == "attention":
-            figure = draw_attention(pixels, calls, tokens, args.head, weights)
-        else:
-            figure = draw_bias(calls, args.head, weights)
-    write_png(figure, Path(args.out))
-
-
-def choose_stages(stages: Sequence[int] | None, last: int) -> list[int]:
-    """Return the chosen stages in rising order, or all that run if none is chosen."""
-    for stage in stages or ():
-        if not 0 <= stage <= last:
-            fail(f"--stage {stage}: this backbone runs stages 0 to {last}")
-    return sorted(set(stages or range(last + 1)))
+        return figures.draw_features(pixels, stage_maps, stages, weights)
+    calls = choose_calls(calls, stages, args.block, args.head)
+    if args.kind == "dpb":
+        return figures.draw_bias(calls, args.head, weights)
+    return figures.draw_attention(pixels, calls, tokens, args.head, weights)
 
 
 def choose_tokens(
@@ -155,26 +110,26 @@ def choose_calls(
     for head in heads or ():
         if not 0 <= head < most:
             fail(f"--head {head}: the chosen blocks have heads 0 to {most - 1}")
-    return chosen
+    return [call for call in chosen if not heads or min(heads) < call.layer.num_heads]
 
 
-def write_png(figure: Figure, out: Path) -> None:
-    """Write a figure; the folder is made if need be, and an older file replaced."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with replace_when_complete(out) as temporary:
-            figure.savefig(temporary, format="png")
-    except OSError as error:
-        fail(f"--out {out} cannot be written: {error.strerror}")
-    print(f"Wrote {out}")
-
-
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Draw, or say in one line why not."""
-    args = parse_args()
+    args = parse_args(argv)
+    if args.out.suffix.lower() != ".png":
+        fail(f"--out {args.out} must end with .png")
+    if args.shape and min(args.shape) < MIN_IMAGE_SIZE:
+        fail(f"--shape {args.shape[0]} {args.shape[1]}: give at least {MIN_IMAGE_SIZE} for each")
+    check_file(args.image, "image")
+    check_file(args.checkpoint, "--checkpoint")
     with errors_in_one_line(CheckpointError, InputError):
-        visualize(args)
+        figure = draw(args, load_config(args.config, args.cfg_options))
+    with errors_in_one_line(OSError):
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(args.out) as temporary:
+            figure.savefig(temporary, format="png")
+    print(f"Wrote {args.out}")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -2,24 +2,22 @@
 
 import ctypes
 import gc
-import json
 import logging
 import multiprocessing
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
-from mmengine.utils.dl_utils import collect_env
 from torch.utils.benchmark import Measurement, Timer
 
 from crossformer_mm.analysis.variants import Case, Step, Variant
 from crossformer_mm.models.crossformer import MIN_IMAGE_SIZE
-from crossformer_mm.utils.io import replace_when_complete
+from crossformer_mm.utils.errors import one_line
 
 BASELINE = "eager"
 ROUND_SECONDS = 0.05  # a faster step runs several times in a round
@@ -62,8 +60,10 @@ class Result:
 
 
 def measure(case: Case, with_memory: bool = True) -> list[Result]:
-    """Measure the memory of every variant, then time them in turn.
+    """Measure the memory of every variant, then time all of them in rounds.
 
+    In a round every variant is timed once: what disturbs the machine for a while disturbs all
+    alike. PyTorch's ``Timer`` runs a step untimed before each measurement, and waits for the GPU.
     A variant that fails does not stop the others; its result says why.
 
     Args:
@@ -71,53 +71,41 @@ def measure(case: Case, with_memory: bool = True) -> list[Result]:
         with_memory: Whether to measure memory too; on a CPU it takes a process per variant, and
             what is compiled is left out.
     """
-    torch.set_num_threads(case.threads)
-    results = {variant: Result(case, variant) for variant in case.variants}
-    steps: dict[Variant, Step] = {}
-    for variant, result in results.items():
-        try:
-            if with_memory and case.device == "cpu" and variant.run == "eager":
-                result.peak_mb = peak_in_child(case, variant)
-            steps[variant] = Step(case, variant)
-            steps[variant]()  # what happens once, such as compiling, is not timed
-            if with_memory and case.device == "cuda":
-                result.peak_mb = peak_on_gpu(steps[variant])
-        except Exception as error:
-            result.problem = describe_error(error)
-            steps.pop(variant, None)
-    time_in_rounds(steps, results, case.repeat)
-    for variant, result in results.items():
-        baseline = results.get(Variant(BASELINE, variant.run))
-        if baseline is not None:
-            pairs = zip(baseline.rounds, result.rounds, strict=False)
-            result.ratios = [eager.median / own.median for eager, own in pairs]
-    steps.clear()
-    gc.collect()
+    gc.collect()  # what an earlier case has left
     torch.cuda.empty_cache()
     torch.compiler.reset()
-    return list(results.values())
+    torch.set_num_threads(case.threads)
+    results = [Result(case, variant) for variant in case.variants]
+    timers: dict[Variant, Timer] = {}
+    for result in results:
+        with _noting_problem(result):
+            if with_memory and case.device == "cpu" and result.variant.run == "eager":
+                result.peak_mb = peak_in_child(case, result.variant)
+            step = Step(case, result.variant)
+            step()  # what happens once, such as compiling, is not timed
+            if with_memory and case.device == "cuda":
+                result.peak_mb = peak_on_gpu(step)
+            timers[result.variant] = Timer(
+                "step()", globals=dict(step=step), num_threads=case.threads
+            )
+    for result in results * case.repeat:
+        if result.problem is None:
+            with _noting_problem(result):
+                measurement = timers[result.variant].blocked_autorange(min_run_time=ROUND_SECONDS)
+                result.rounds.append(measurement)
+    baselines = {r.variant.run: r.rounds for r in results if r.variant.name == BASELINE}
+    for result in results:
+        pairs = zip(baselines.get(result.variant.run, ()), result.rounds, strict=False)
+        result.ratios = [eager.median / own.median for eager, own in pairs]
+    return results
 
 
-def time_in_rounds(
-    steps: Mapping[Variant, Callable[[], object]], results: Mapping[Variant, Result], repeat: int
-) -> None:
-    """Time every step once before any is timed again, and put the measurements into the results.
-
-    What disturbs the machine for a while then disturbs all alike. PyTorch's ``Timer`` runs a step
-    untimed before each measurement, and waits for the GPU.
-    """
-    threads = torch.get_num_threads()
-    timers = {
-        v: Timer("step()", globals={"step": s}, num_threads=threads) for v, s in steps.items()
-    }
-    for _ in range(repeat):
-        for variant in list(timers):
-            try:
-                measurement = timers[variant].blocked_autorange(min_run_time=ROUND_SECONDS)
-                results[variant].rounds.append(measurement)
-            except Exception as error:
-                results[variant].problem = describe_error(error)
-                del timers[variant]
+@contextmanager
+def _noting_problem(result: Result) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        result.problem = one_line(f"{type(error).__name__}: {error}".splitlines()[0])
 
 
 def peak_on_gpu(step: Step) -> float:
@@ -161,43 +149,26 @@ def _growth(case: Case, variant: Variant) -> float:
     return growth * (1 if sys.platform == "darwin" else 1024) / MEGABYTE
 
 
-def describe_error(error: BaseException) -> str:
-    """An error's kind and the first line of its message."""
-    return f"{type(error).__name__}: {error}".splitlines()[0][:300]
-
-
 def _quartiles(values: Sequence[float]) -> list[float] | None:
     return np.percentile(values, (25, 50, 75)).tolist() if values else None
 
 
 def format_table(results: Sequence[Result]) -> str:
     """The results of one case as aligned columns below its name, then what failed."""
-    width = max(len(name) for name in ("variant", *(result.variant.name for result in results)))
+    width = max(len("variant"), *(len(result.variant.name) for result in results))
     row = f"{{:<{width}}} {{:<7}} {{:>10}} {{:>19}} {{:>9}} {{:>9}} {{:>13}} {{:>8}}".format
     names = "variant,run,median ms,quartiles,images/s,vs eager,quartiles,peak MB"
     lines = [str(results[0].case), row(*names.split(","))]
     for result in results:
         found = result.as_dict()
-        speed, peak = (_number(found[key]) for key in ("images_per_s", "peak_mb"))
-        cells = (*_cells(found["ms"]), speed, *_cells(found["ratio_to_eager"]), peak)
+        speed, peak = _cells(found["images_per_s"], found["peak_mb"])
+        times, ratios = (_cells(*(found[key] or [None] * 3)) for key in ("ms", "ratio_to_eager"))
+        spreads = [f"{low} - {high}" if low != "-" else "-" for low, _, high in (times, ratios)]
+        cells = (times[1], spreads[0], speed, ratios[1], spreads[1], peak)
         lines.append(row(*result.variant, *cells))
     failed = [result for result in results if result.problem]
     return "\n".join(lines + [f"{r.variant.name} ({r.variant.run}): {r.problem}" for r in failed])
 
 
-def _cells(quartiles: Sequence[float] | None) -> tuple[str, str]:
-    if quartiles is None:
-        return "-", "-"
-    low, median, high = map(_number, quartiles)
-    return median, f"{low} - {high}"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
-
-
-def write_report(folder: Path, results: Sequence[Result]) -> None:
-    """Write ``benchmark.json``: results and environment, in place of an older file."""
-    report = dict(env=collect_env(), results=[result.as_dict() for result in results])
-    with replace_when_complete(folder / "benchmark.json") as temporary:
-        temporary.write_text(json.dumps(report, indent=1, default=str) + "\n")
+def _cells(*values: float | None) -> list[str]:
+    return ["-" if value is None else f"{value:.2f}" for value in values]

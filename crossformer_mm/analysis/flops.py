@@ -6,9 +6,9 @@ groups, as in the authors' code; this project's own attention does not spend the
 1000 boxes and 100 masks, and of a segmentor's auxiliary head only the parameters count.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +17,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from crossformer_mm.models.attention import GroupedAttention
 from crossformer_mm.models.grouping import GroupPlan
+from crossformer_mm.utils.errors import one_line
 
 DEFAULT_SHAPES = {"mmpretrain": (224, 224), "mmdet": (1280, 800), "mmseg": (1024, 1024)}
-NUM_BOXES = 1000
-NUM_MASKS = 100
-HEADS = ("head", "decode_head", "rpn_head", "bbox_head")
-COUNTED_PARTS = ("backbone", "neck", *HEADS, "roi_head")
+ROI_INPUTS = {"bbox": 1000, "mask": 100}
+COUNTED_PARTS = ("backbone", "neck", "head", "decode_head", "rpn_head", "bbox_head", "roi_head")
 NOT_COUNTED_IN_FLOPS = "auxiliary_head"  # runs in training only
 OPERATIONS_PER_ELEMENT = {nn.LayerNorm: 2, nn.GroupNorm: 2, _BatchNorm: 2, nn.ReLU: 1}
 
@@ -61,80 +60,59 @@ def measure(model: nn.Module, shape: Sequence[int], channels: int = 3) -> Comple
         ValueError: If the model has parts that cannot be counted, such as DETR's transformer; the
             message names them.
     """
-    params_of = {name: _count_parameters(part) for name, part in _named_parts(model)}
-    _refuse(model, set(params_of) - {*COUNTED_PARTS, NOT_COUNTED_IN_FLOPS})
-    complexity = Complexity(params_of)
-    image = torch.empty(1, channels, *shape, device="meta")
+    complexity = Complexity(_params_of(model))
+    _refuse(model, set(complexity.params_of) - {*COUNTED_PARTS, NOT_COUNTED_IN_FLOPS})
+    inputs = torch.empty(1, channels, *shape, device="meta")
     with torch.no_grad(), OperationCounter(model) as counter:
-
-        def run(name: str, function: Callable, *inputs: object) -> object:
-            output = function(*inputs)
+        for name in COUNTED_PARTS:
+            part = getattr(model, name, None)
+            if not isinstance(part, nn.Module):
+                continue
+            if name == "roi_head":
+                children = {f"roi_head.{child}" for child in _params_of(part)}
+                _refuse(model, children - {"roi_head.bbox_head", "roi_head.mask_head"})
+            try:
+                outputs = _run_roi_head(part) if name == "roi_head" else part(inputs)
+            except Exception as error:  # heads that need more, such as Mask2Former's
+                _refuse(model, [name], f": {one_line(str(error))}")
             complexity.flops_of[name] = counter.take()
-            return output
-
-        maps = run("backbone", model.backbone, image)
+            inputs = outputs if name in ("backbone", "neck") else inputs
         complexity.padding = counter.padding
-        if _has(model, "neck"):
-            maps = run("neck", model.neck, maps)
-        for name in HEADS:
-            if _has(model, name):
-                with _refusing(model, name):
-                    run(name, getattr(model, name), maps)
-        if _has(model, "roi_head"):
-            parts = {f"roi_head.{name}" for name, _ in _named_parts(model.roi_head)}
-            _refuse(model, parts - {"roi_head.bbox_head", "roi_head.mask_head"})
-            with _refusing(model, "roi_head"):
-                run("roi_head", _run_roi_head, model.roi_head)
     return complexity
 
 
 def _refuse(model: nn.Module, names: Collection[str], reason: str = "") -> None:
     """Raise an error that names the parts of a model that cannot be counted, if there are any."""
-    if names:
-        parts = [(name, model.get_submodule(name)) for name in sorted(names)]
-        sizes = [f"{n} ({type(p).__name__}, {_count_parameters(p) / 1e6:.2f} M)" for n, p in parts]
+    parts = [(name, model.get_submodule(name)) for name in sorted(names)]
+    sizes = [f"{name} ({type(p).__name__}, {_count(p) / 1e6:.2f} M)" for name, p in parts]
+    if parts:
         raise ValueError(
             f"the FLOPs of {type(model).__name__} cannot be counted, for these parts do not run on "
             f"feature maps alone: {', '.join(sizes)}{reason}"
         )
 
 
-@contextmanager
-def _refusing(model: nn.Module, name: str) -> Iterator[None]:
-    """Refuse a part that needs more than feature maps, as the heads of Mask2Former do."""
-    try:
-        yield
-    except Exception as error:
-        _refuse(model, [name], f": {str(error).splitlines()[0] if str(error) else error!r}")
+def _params_of(model: nn.Module) -> dict[str, int]:
+    """Number of parameters of each child that has some."""
+    return {name: _count(part) for name, part in model.named_children() if _count(part)}
 
 
-def _has(module: nn.Module, name: str) -> bool:
-    return isinstance(getattr(module, name, None), nn.Module)
-
-
-def _named_parts(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The model's children that have parameters."""
-    return [(name, part) for name, part in model.named_children() if _count_parameters(part)]
-
-
-def _count_parameters(module: nn.Module) -> int:
+def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _run_roi_head(roi_head: nn.Module) -> None:
     """Run all box heads on 1000 boxes, all mask heads on 100; cascades have several of each."""
-    for kind, count in (("bbox", NUM_BOXES), ("mask", NUM_MASKS)):
-        if not _has(roi_head, f"{kind}_head"):
-            continue
-        heads = _as_list(getattr(roi_head, f"{kind}_head"))
-        extractors = _as_list(getattr(roi_head, f"{kind}_roi_extractor"))
-        for head, extractor in zip(heads, extractors, strict=True):
+    for kind, count in ROI_INPUTS.items():
+        heads = getattr(roi_head, f"{kind}_head", None) or ()
+        extractors = getattr(roi_head, f"{kind}_roi_extractor", None) or ()
+        for head, extractor in zip(_as_list(heads), _as_list(extractors), strict=True):
             size = extractor.roi_layers[0].output_size
             head(torch.empty(count, extractor.out_channels, *size, device="meta"))
 
 
-def _as_list(modules: nn.Module) -> Sequence[nn.Module]:
-    return modules if isinstance(modules, nn.ModuleList) else [modules]
+def _as_list(modules: nn.Module | Sequence[nn.Module]) -> Sequence[nn.Module]:
+    return modules if isinstance(modules, (tuple, nn.ModuleList)) else [modules]
 
 
 class OperationCounter(FlopCounterMode):
@@ -158,7 +136,7 @@ class OperationCounter(FlopCounterMode):
                 module.register_forward_pre_hook(self._note_padding)
             for kind, operations in OPERATIONS_PER_ELEMENT.items():
                 if isinstance(module, kind):
-                    module.register_forward_hook(self._add_elementwise(operations))
+                    module.register_forward_hook(partial(self._add_elementwise, operations))
 
     def take(self) -> int:
         """Return the multiply-adds since the last call."""
@@ -174,8 +152,5 @@ class OperationCounter(FlopCounterMode):
         padded_tokens = height * width - plan.height * plan.width
         self.padding += 4 * x.shape[-1] ** 2 * padded_tokens * x.shape[0]
 
-    def _add_elementwise(self, operations: int) -> Callable:
-        def hook(module: nn.Module, inputs: tuple, output: Tensor) -> None:
-            self._elementwise += operations * output.numel()
-
-        return hook
+    def _add_elementwise(self, operations: int, module: nn.Module, inputs: tuple, out: Tensor):
+        self._elementwise += operations * out.numel()

@@ -11,15 +11,20 @@ from typing import NamedTuple
 import torch
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
-from mmengine.utils import import_modules_from_strings
+from mmengine.utils import get_object_from_string, import_modules_from_strings
 from torch import nn
 
 from crossformer_mm.models import ATTN_BACKENDS, CrossFormer
 from crossformer_mm.models.build import build_model, image_channels
-from crossformer_mm.models.crossformer import MIN_IMAGE_SIZE
 
 RUNS = ("eager", "compile")
-LIBRARIES = ("mmdet", "mmpretrain", "timm")
+SWIN = {  # of each library, the arguments of its Swin-T
+    "mmdet": {},
+    "mmpretrain": dict(arch="tiny", out_indices=(0, 1, 2, 3), pad_small_map=True),
+    "timm": dict(
+        model_name="swin_tiny_patch4_window7_224", features_only=True, strict_img_size=False
+    ),
+}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # On a CPU, PyTorch has it since 2.4, when custom_op came; the other is five times as slow.
 FUSED_ADAMW = hasattr(torch.library, "custom_op") or None
@@ -72,16 +77,13 @@ class Case:
         for name in ("batch", "repeat", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} {getattr(self, name)} must be at least 1")
-        if len(self.shape) != 2 or min(self.shape) < MIN_IMAGE_SIZE:
-            given = " ".join(map(str, self.shape))
-            raise ValueError(f"--shape {given}: give height and width, at least {MIN_IMAGE_SIZE}")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("--device cuda: no GPU was found, choose cpu")
         if self.device == "cpu" and self.dtype == "fp16":
             raise ValueError("--dtype fp16 needs a GPU: on a CPU choose fp32 or bf16")
         if self.cfg is not None and self.mode == "train":
             raise ValueError("--mode train is for a backbone: give --arch instead of --config")
-        for name in LIBRARIES:
+        for name in SWIN:
             if name in dict(self.variants) and find_spec(name) is None:
                 raise ValueError(f"--against {name}: {name} is not installed")
 
@@ -95,12 +97,7 @@ class Case:
 
 
 class Step:
-    """Runs a variant once, always on the same random images.
-
-    Args:
-        case: What is run.
-        variant: The model.
-    """
+    """Runs a variant of a case once, always on the same random images."""
 
     def __init__(self, case: Case, variant: Variant) -> None:
         torch.manual_seed(0)  # the same weights for all: what RoI heads cost depends on them
@@ -122,10 +119,8 @@ class Step:
         cfg = self.case.cfg
         channels = image_channels(cfg) if cfg else 3
         images = torch.rand(batch, channels, *shape).to(self.case.device)
-        if cfg is None:
-            return (images,)
-        if cfg.get("default_scope") != "mmdet":
-            return images, None, "tensor"
+        if cfg is None or cfg.get("default_scope") != "mmdet":
+            return (images, None, "tensor") if cfg else (images,)
         from mmdet.structures import DetDataSample
 
         sizes = dict.fromkeys(("img_shape", "ori_shape", "pad_shape", "batch_input_shape"), shape)
@@ -155,21 +150,15 @@ def _build_variant(case: Case, variant: Variant) -> nn.Module:
         if variant.name in ATTN_BACKENDS:
             cfg.model.backbone.attn_backend = variant.name
         return revert_sync_batchnorm(build_model(cfg))
+    if variant.name not in SWIN:
+        return CrossFormer(**case.backbone, attn_backend=variant.name)
     with_cp = case.backbone.get("with_cp", False)
-    if variant.name == "mmdet":
-        from mmdet.models import SwinTransformer
+    if variant.name != "timm":
+        return get_object_from_string(f"{variant.name}.models.SwinTransformer")(
+            with_cp=with_cp, **SWIN[variant.name]
+        )
+    import timm
 
-        return SwinTransformer(with_cp=with_cp)
-    if variant.name == "mmpretrain":
-        from mmpretrain.models import SwinTransformer
-
-        options = dict(out_indices=(0, 1, 2, 3), pad_small_map=True)
-        return SwinTransformer(arch="tiny", with_cp=with_cp, **options)
-    if variant.name == "timm":
-        import timm
-
-        options = dict(features_only=True, img_size=case.shape, strict_img_size=False)
-        model = timm.create_model("swin_tiny_patch4_window7_224", **options)
-        model.set_grad_checkpointing(with_cp)
-        return model
-    return CrossFormer(**case.backbone, attn_backend=variant.name)
+    model = timm.create_model(img_size=case.shape, **SWIN["timm"])
+    model.set_grad_checkpointing(with_cp)
+    return model

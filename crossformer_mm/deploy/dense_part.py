@@ -2,11 +2,7 @@
 
 from collections.abc import Sequence
 
-import torch
-from mmengine.config import Config
 from torch import Tensor, nn
-
-from crossformer_mm.engine.trained_model import load_model
 
 # The one head that is exported: of a classifier, segmentor, two-stage and one-stage detector.
 HEADS = ("head", "decode_head", "rpn_head", "bbox_head")
@@ -30,13 +26,12 @@ class DensePart(nn.Module):
         super().__init__()
         self.backbone = model.backbone
         self.neck = getattr(model, "neck", None)
-        heads = {name: getattr(model, name, None) for name in HEADS}
-        found = [name for name, head in heads.items() if isinstance(head, nn.Module)]
-        if not found or isinstance(heads[found[0]], nn.ModuleList):
+        found = [name for name in HEADS if isinstance(getattr(model, name, None), nn.Module)]
+        self.kind = found[0] if found else None
+        self.head = getattr(model, self.kind) if found else None
+        if not found or isinstance(self.head, nn.ModuleList):
             count = "several heads" if found else "no dense head"
             raise ExportError(f"a {type(model).__name__} with {count} cannot be exported")
-        self.kind = found[0]
-        self.head = heads[self.kind]
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """Compute the outputs of normalised images (B, C, H, W).
@@ -52,38 +47,16 @@ class DensePart(nn.Module):
             ExportError: If a detector's head returns more than scores and boxes.
         """
         maps = self.backbone(image)
-        if self.neck is not None:
-            maps = self.neck(maps)
+        maps = maps if self.neck is None else self.neck(maps)
         outputs = self.head(maps)
         if self.kind in ("head", "decode_head"):
             return {"logits": outputs}
         if len(outputs) != 2:
             raise ExportError(f"a {type(self.head).__name__} gives more than scores and boxes")
-        scores, boxes = outputs
         if self.kind == "bbox_head":
-            return {**_number("cls_score", scores), **_number("bbox_pred", boxes)}
-        return {
-            **_number("feature", maps),
-            **_number("rpn_cls_score", scores),
-            **_number("rpn_bbox_pred", boxes),
-        }
+            return _number(cls_score=outputs[0], bbox_pred=outputs[1])
+        return _number(feature=maps, rpn_cls_score=outputs[0], rpn_bbox_pred=outputs[1])
 
 
-def _number(name: str, levels: Sequence[Tensor]) -> dict[str, Tensor]:
-    return {f"{name}_{level}": value for level, value in enumerate(levels)}
-
-
-def load_dense_part(cfg: Config, checkpoint: str) -> DensePart:
-    """Build the model of a config with all its weights from a checkpoint, and take its dense part.
-
-    Args:
-        cfg: The config; attention is set to ``'eager'``, which uses PyTorch's own operators alone.
-        checkpoint: Path or URL.
-
-    Raises:
-        CheckpointError: If the checkpoint cannot be read or lacks a weight of the model.
-        ExportError: If the model has no dense head, or several.
-    """
-    cfg.model.backbone.attn_backend = "eager"
-    model, _, _ = load_model(cfg, checkpoint, torch.device("cpu"))
-    return DensePart(model).eval()
+def _number(**levels: Sequence[Tensor]) -> dict[str, Tensor]:
+    return {f"{name}_{i}": level for name, of in levels.items() for i, level in enumerate(of)}

@@ -1,7 +1,8 @@
 """Write a dense part as an ONNX file, which is kept only if it computes what PyTorch computes."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from crossformer_mm.datasets.preprocessor import find_preprocessor, takes_rgb
 from crossformer_mm.deploy.dense_part import DensePart, ExportError
-from crossformer_mm.utils.io import replace_when_complete
+from crossformer_mm.utils.io import atomic_write
 
 INPUT = "image"
 # Float32 and another order of sums make 1e-6 or so.
@@ -32,12 +33,8 @@ def check_installed() -> None:
 
 def check_destination(path: Path) -> None:
     """Raise ExportError if ``path`` cannot be written, before work is spent."""
-    if path.suffix != ".onnx":
-        raise ExportError(f"OUT {path} must end with .onnx")
-    if path.is_dir():
-        raise ExportError(f"OUT {path} is a folder: give the name of a file")
-    if not path.parent.is_dir():
-        raise ExportError(f"OUT {path}: folder {path.parent} does not exist")
+    if path.suffix != ".onnx" or path.is_dir():
+        raise ExportError(f"OUT {path} must be a file whose name ends with .onnx")
     try:
         with TemporaryFile(dir=path.parent):
             pass
@@ -80,14 +77,15 @@ def export_onnx(
     image = torch.randn(1, part.backbone.in_channels, *shape, generator=generator)
     with torch.no_grad():
         expected = part(image)
-    program = _export(part, image, list(expected))
+    with _explaining("PyTorch cannot export this model"), torch.no_grad():
+        names = dict(input_names=[INPUT], output_names=list(expected))
+        program = torch.onnx.export(part, (image,), dynamo=True, verbose=False, **names)
     program.model.metadata_props.update(metadata)
-    with replace_when_complete(path) as temporary:
-        try:
+    with atomic_write(path) as temporary:
+        with _explaining(f"{path} cannot be written"):
             program.save(temporary, external_data=False)
-        except OSError as error:
-            raise ExportError(f"{path} cannot be written: {error.strerror}") from error
-        found = _run(temporary, image)
+        with _explaining("onnxruntime cannot run the exported model"):
+            found = _run(temporary, image)
         deviations = {name: _deviation(found[name], expected[name]) for name in expected}
         worst = max(deviations, key=deviations.get)
         if deviations[worst] > TOLERANCE:
@@ -98,31 +96,22 @@ def export_onnx(
     return deviations
 
 
-def _export(part: DensePart, image: Tensor, names: list[str]) -> "torch.onnx.ONNXProgram":
+@contextmanager
+def _explaining(what: str) -> Iterator[None]:
+    """Make any error an ExportError of one line; the libraries' texts fill pages."""
     try:
-        with torch.no_grad():
-            return torch.onnx.export(
-                part, (image,), input_names=[INPUT], output_names=names, dynamo=True, verbose=False
-            )
-    except Exception as error:  # of many kinds, with texts that fill pages
-        raise ExportError(f"PyTorch cannot export this model: {_first_line(error)}") from error
+        yield
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ExportError(f"{what}: {reason}") from error
 
 
 def _run(path: Path, image: Tensor) -> dict[str, Tensor]:
     import onnxruntime
 
-    try:
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        values = session.run(None, {INPUT: image.numpy()})
-    except Exception as error:
-        reason = _first_line(error)
-        raise ExportError(f"onnxruntime cannot run the exported model: {reason}") from error
-    names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, map(torch.from_numpy, values), strict=True))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    values = map(torch.from_numpy, session.run(None, {INPUT: image.numpy()}))
+    return dict(zip([output.name for output in session.get_outputs()], values, strict=True))
 
 
 def _deviation(found: Tensor, expected: Tensor) -> float:

@@ -34,27 +34,24 @@ class Recording(NamedTuple):
 @torch.no_grad()
 def record(backbone: CrossFormer, image: Tensor) -> Recording:
     """Run the backbone on an image (1, C, H, W); forward hooks note what happens inside."""
-    calls: list[AttentionCall] = []
-    stage_maps: list[Tensor] = []
+    recording = Recording([], [])
 
-    def note_call(stage: int, index: int, long_distance: bool) -> Callable:
-        def hook(layer: GroupedAttention, inputs: tuple[Tensor, GroupPlan]) -> None:
-            calls.append(AttentionCall(stage, index, long_distance, layer, *inputs))
-
-        return hook
+    def note_call(*place: int | bool) -> Callable:
+        return lambda layer, inputs: recording.calls.append(AttentionCall(*place, layer, *inputs))
 
     handles = []
     for number, stage in enumerate(backbone.layers):
-        handles.append(stage.register_forward_hook(lambda *args: stage_maps.append(args[-1])))
+        note_map = lambda *args: recording.stage_maps.append(args[-1])  # noqa: E731
+        handles.append(stage.register_forward_hook(note_map))
         for index, block in enumerate(stage.blocks):
-            hook = note_call(number, index, block.long_distance)
-            handles.append(block.attn.register_forward_pre_hook(hook))
+            note = note_call(number, index, block.long_distance)
+            handles.append(block.attn.register_forward_pre_hook(note))
     try:
         backbone(image)
     finally:
         for handle in handles:
             handle.remove()
-    return Recording(calls, stage_maps)
+    return recording
 
 
 def plans_of_stage(backbone: CrossFormer, stage: int, size: Token) -> dict[str, GroupPlan]:

@@ -10,7 +10,9 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor
 
 from crossformer_mm.datasets.preprocessor import find_preprocessor
+from crossformer_mm.engine.config import type_name
 from crossformer_mm.models import CrossFormer
+from crossformer_mm.utils.errors import one_line
 
 RANDOM_WEIGHTS = "random weights"
 
@@ -35,11 +37,11 @@ def build_backbone(cfg: Config, checkpoint: str | None = None) -> tuple[CrossFor
         CheckpointError: If the checkpoint cannot be read or does not fit.
     """
     model = cfg.get("model")
-    found = model.get("backbone") if isinstance(model, dict) else None
-    kind = str(found.get("type")) if isinstance(found, dict) else None
-    if kind is None or kind.rpartition(".")[2] != CrossFormer.__name__:
+    options = dict(model.get("backbone") or {}) if isinstance(model, dict) else {}
+    kind = type_name(options)
+    if kind != CrossFormer.__name__:
         raise InputError(f"config {cfg.filename} has no CrossFormer backbone, but {kind}")
-    options = {key: value for key, value in found.items() if key != "type"}
+    del options["type"]
     if checkpoint is not None:
         options["init_cfg"] = dict(type="Pretrained", checkpoint=checkpoint)
     torch.manual_seed(0)
@@ -48,26 +50,23 @@ def build_backbone(cfg: Config, checkpoint: str | None = None) -> tuple[CrossFor
     except (TypeError, ValueError) as error:
         raise InputError(f"the backbone of config {cfg.filename}: {error}") from error
     backbone.init_weights()
-    init_cfg = options.get("init_cfg")
-    source = init_cfg.get("checkpoint") if isinstance(init_cfg, dict) else None
+    source = (options.get("init_cfg") or {}).get("checkpoint")
     return backbone.eval(), f"weights: {source.rpartition('/')[2]}" if source else RANDOM_WEIGHTS
 
 
 def read_image(
     path: str, cfg: Config, shape: Sequence[int] | None = None
 ) -> tuple[np.ndarray, Tensor]:
-    """Read an image and prepare it as for testing.
-
-    What a detector's preprocessor appends at the bottom and right to fill a batch is left out.
+    """Read an image and prepare it as the config's test pipeline and data preprocessor do.
 
     Args:
         path: The image file.
-        cfg: A config with a test pipeline and a data preprocessor.
+        cfg: The config.
         shape: Height and width in pixels to resize to, instead of what the test pipeline does.
 
     Returns:
         The resized image as it is seen, (H, W, 3) of uint8, RGB, and what the backbone takes of
-        it, (1, C, H, W).
+        it, (1, C, H, W), without what fills a batch at the bottom and right.
 
     Raises:
         InputError: If the config has no test pipeline, or it fails on the image.
@@ -75,26 +74,21 @@ def read_image(
     scope = cfg.get("default_scope", "mmengine")
     init_default_scope(scope)
     try:
-        packed = Compose(_test_transforms(cfg, shape))(dict(img_path=path, img_id=0))
+        steps = cfg.test_dataloader.dataset.pipeline
+        steps = [step for step in steps if "Annotations" not in str(step["type"])]
+        if shape is not None:
+            resize = dict(type="Resize", scale=(shape[1], shape[0]), keep_ratio=False)
+            steps = [steps[0], dict(resize, interpolation="area"), steps[-1]]
+        packed = Compose(steps)(dict(img_path=path, img_id=0))
         preprocessor = dict(find_preprocessor(cfg))
         if scope == "mmpretrain":
             preprocessor.setdefault("type", "ClsDataPreprocessor")
         with MODELS.switch_scope_and_registry(scope) as registry:
             batch = registry.build(preprocessor)(pseudo_collate([packed]))
     except Exception as error:  # any class of the pipeline may raise anything
-        what = " ".join(str(error).split()) or type(error).__name__
+        what = one_line(str(error) or type(error).__name__)
         raise InputError(f"the test pipeline fails on image {path}, try --shape: {what}") from error
     inputs = packed["inputs"]  # (C, H, W), blue first
     bgr = inputs[:3] if len(inputs) >= 3 else inputs[:1].expand(3, -1, -1)
     pixels = bgr.flip(0).permute(1, 2, 0).clamp(0, 255).byte().numpy()
-    height, width = pixels.shape[:2]
-    return pixels, batch["inputs"][..., :height, :width]
-
-
-def _test_transforms(cfg: Config, shape: Sequence[int] | None) -> list[dict]:
-    """The test pipeline without annotations; with a shape, only loading, resizing and packing."""
-    steps = cfg.test_dataloader.dataset.pipeline
-    if shape is None:
-        return [step for step in steps if "Annotations" not in str(step["type"])]
-    resize = dict(type="Resize", scale=(shape[1], shape[0]), keep_ratio=False, interpolation="area")
-    return [steps[0], resize, steps[-1]]
+    return pixels, batch["inputs"][..., : pixels.shape[0], : pixels.shape[1]]
