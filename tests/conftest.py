@@ -2,12 +2,15 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
+from argparse import Namespace
 from functools import cache
 from pathlib import Path
 
 import pytest
+from mmengine.config import Config
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
@@ -19,21 +22,27 @@ NANO_CONFIG = CONFIGS / "detection/retinanet_crossformer-nano_fpn_toy-coco.py"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--fuzz-cases", type=int, default=500, help="random cases of test_fuzz.py")
+    parser.addoption("--fuzz-cases", type=int, default=200, help="of test_random_cases.py")
 
 
 def metrics_of(work_dir: Path) -> dict:
     """The metrics that the last test run wrote."""
     newest = max(work_dir.glob("*/*.json"), key=lambda file: file.stat().st_mtime_ns)
-    return json.loads(newest.read_text())
+    # Of two processes both write it, and mmengine does not take turns.
+    return json.JSONDecoder().raw_decode(newest.read_text())[0]
 
 
-def tool_main(monkeypatch, tool: Path, *arguments: object) -> None:
+def tool_main(tool: Path, *arguments: object) -> None:
     """Run a tool's ``main`` in this process."""
-    monkeypatch.setattr(sys, "argv", [tool.name, *map(str, arguments)])
-    names: dict = {"__name__": tool.stem}
-    exec(compile(tool.read_text(), tool, "exec"), names)
-    names["main"]()
+    runpy.run_path(str(tool))["main"]([str(argument) for argument in arguments])
+
+
+def apply_options(tool: Path, cfg: Config, **options: object) -> Config:
+    """The config after train.py or test.py has written its command line into it."""
+    names = ("pretrained", "amp", "auto_scale_lr", "resume", "out", "show_dir", "tta", "eval")
+    args = Namespace(**{**dict.fromkeys(names), **options})
+    runpy.run_path(str(tool))["apply_options"](cfg, args)
+    return cfg
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +55,14 @@ def forget_mmengines_instances():
     for kind in kinds:
         kinds += kind.__subclasses__()
         kind._instance_dict.clear()
+
+
+@pytest.fixture(autouse=True)
+def leave_configs_unformatted(monkeypatch):
+    """Spare every runner in this process the five times that mmengine formats its config."""
+    for module in ("yapf.yapflib.yapf_api", "mmengine.config.config"):  # onedl's, openmmlab's
+        name = f"{module}.FormatCode"
+        monkeypatch.setattr(name, lambda text, **style: (text, True), raising=False)
 
 
 @pytest.fixture(scope="session")
@@ -94,7 +111,7 @@ def toy_data_roots(tmp_path_factory, toy_coco) -> dict[str, Path]:
 def complexity_of(config: Path):
     """Parameters and FLOPs of a config's model at the default image size of its task."""
     from crossformer_mm.analysis.flops import DEFAULT_SHAPES, measure
-    from crossformer_mm.engine.launch import load_config
+    from crossformer_mm.engine.config import load_config
     from crossformer_mm.models.build import build_on_meta
 
     cfg = load_config(str(config))

@@ -1,7 +1,7 @@
 """Partitions of a map into groups: round trips, and the same groups as the reference lists."""
 
 import random
-from collections.abc import Iterable
+from itertools import product
 
 import pytest
 import torch
@@ -68,16 +68,6 @@ def groups_of_rectangles(plan: GroupPlan, at_once: int) -> list[Group]:
     return found
 
 
-def groups_of_reference(
-    height: int, width: int, group_size: int, interval: int, lda_mode: str, long_distance: bool
-) -> set[Group]:
-    groups = reference_groups(height, width, group_size, interval, lda_mode, long_distance)
-    return {
-        frozenset((place, row * width + column) for (row, column), place in members)
-        for members in groups
-    }
-
-
 def groups_by_definition(plan: GroupPlan) -> set[Group]:
     """The groups of a plan, token by token from position = (region * group + member) * interval
     + offset along both axes."""
@@ -93,101 +83,46 @@ def groups_by_definition(plan: GroupPlan) -> set[Group]:
     return {frozenset(group) for group in groups.values()}
 
 
-@pytest.mark.parametrize("plan", PLANS, ids=lambda plan: "-".join(map(str, plan)))
-class TestAnyPlan:
-    def test_merge_undoes_partition(self, plan: GroupPlan) -> None:
-        x = torch.randn(2, plan.height, plan.width, 3)
-        assert torch.equal(merge(partition(x, plan), plan), x)
+every_plan = pytest.mark.parametrize("plan", PLANS, ids=lambda plan: "-".join(map(str, plan)))
 
-    def test_partition_pads_with_zeros_to_whole_groups(self, plan: GroupPlan) -> None:
-        ones = torch.ones(2, plan.height, plan.width, 3)
-        groups = partition(ones, plan)
-        height, width = plan.padded_size
-        tokens = plan.group_height * plan.group_width
-        assert groups.shape == (2, height * width // tokens, tokens, 3)
-        assert groups.sum() == ones.sum()
-        assert height % (plan.group_height * plan.interval) == 0
-        assert 0 <= height - plan.height < plan.group_height * plan.interval
-        assert width % (plan.group_width * plan.interval) == 0
-        assert 0 <= width - plan.width < plan.group_width * plan.interval
 
-    def test_partition_makes_the_defined_groups(self, plan: GroupPlan) -> None:
-        assert groups_of_partition(plan) == groups_by_definition(plan)
+@every_plan
+def test_partition_pads_to_whole_groups_and_merge_undoes_it(plan: GroupPlan) -> None:
+    x = torch.randn(2, plan.height, plan.width, 3).abs() + 1
+    groups = partition(x, plan)
+    assert torch.equal(merge(groups, plan), x)
+    assert groups_of_partition(plan) == groups_by_definition(plan)
+    real, unpadded = real_tokens(plan, torch.device("cpu")), (plan.height, plan.width)
+    assert (real is None) == (plan.padded_size == unpadded)
+    marked = groups[0, ..., 0] > 0
+    assert marked.all() if real is None else torch.equal(marked, real)
+    for side, padded, group in zip(unpadded, plan.padded_size, plan[2:4], strict=True):
+        assert padded % (group * plan.interval) == 0 <= padded - side < group * plan.interval
 
-    def test_real_tokens_marks_padding(self, plan: GroupPlan) -> None:
-        real = real_tokens(plan, torch.device("cpu"))
-        if plan.padded_size == (plan.height, plan.width):
-            assert real is None
-        else:
-            ones = torch.ones(1, plan.height, plan.width, 1)
-            assert torch.equal(real, partition(ones, plan)[0, ..., 0].bool())
-            assert real.sum() == plan.height * plan.width
 
-    def test_there_are_at_most_nine_rectangles(self, plan: GroupPlan) -> None:
-        found = rectangles(plan)
-        assert sum(r.groups * r.group_tokens for r in found) == plan.height * plan.width
-        assert len(found) <= 9
-
-    @pytest.mark.parametrize("at_once", [0, 3, 10**6])
-    def test_rectangles_make_the_defined_groups(self, plan: GroupPlan, at_once: int) -> None:
+@every_plan
+def test_at_most_nine_rectangles_make_the_defined_groups(plan: GroupPlan) -> None:
+    assert len(rectangles(plan)) <= 9
+    for at_once in (0, 3, 10**6):
         found = groups_of_rectangles(plan, at_once)
         assert len(found) == len(set(found)) and set(found) == groups_by_definition(plan)
-
-    def test_putting_groups_back_undoes_taking_them(self, plan: GroupPlan) -> None:
-        x = torch.randn(2, plan.height, plan.width, 12)
-        copy = torch.full_like(x, float("nan"))
-        for rectangle in rectangles(plan):
-            put_groups(take_groups(x, plan, rectangle, 3, 2), copy, plan, rectangle)
-        assert torch.equal(copy, x)
-
-
-def block_arguments() -> Iterable[tuple[int, int, int, int]]:
-    return (
-        (height, width, group_size, interval)
-        for height, width in MAPS
-        for group_size in (1, 2, 3, 7)
-        for interval in (1, 2, 3, 8)
-    )
+    x = torch.randn(2, plan.height, plan.width, 12)
+    copy = torch.full_like(x, float("nan"))
+    for rectangle in rectangles(plan):
+        put_groups(take_groups(x, plan, rectangle, 3, 2), copy, plan, rectangle)
+    assert torch.equal(copy, x)
 
 
 @pytest.mark.parametrize("long_distance", [False, True], ids=["sda", "lda"])
 @pytest.mark.parametrize("lda_mode", LDA_MODES)
 def test_groups_equal_the_reference(lda_mode: str, long_distance: bool) -> None:
-    for arguments in block_arguments():
+    for size, group_size, interval in product(MAPS, (1, 2, 3, 7), (1, 2, 3, 8)):
+        arguments = (*size, group_size, interval)
         plan = plan_groups(*arguments, lda_mode, long_distance)
-        expected = groups_of_reference(*arguments, lda_mode, long_distance)
+        groups = reference_groups(*arguments, lda_mode, long_distance)
+        expected = {
+            frozenset((place, row * size[1] + column) for (row, column), place in members)
+            for members in groups
+        }
         assert groups_of_partition(plan) == expected, (arguments, plan)
         assert set(groups_of_rectangles(plan, 10)) == expected, (arguments, plan)
-
-
-# What follows is (height, width, group height, group width, interval).
-@pytest.mark.parametrize("lda_mode", LDA_MODES)
-def test_sda_plan(lda_mode: str) -> None:
-    assert plan_groups(8, 9, 7, 4, lda_mode, False) == (8, 9, 7, 7, 1)
-    assert plan_groups(30, 8, 7, 4, lda_mode, False) == (30, 8, 7, 7, 1)
-
-
-def test_lda_plan() -> None:
-    assert plan_groups(8, 20, 7, 4, "fixed_interval", True) == (8, 20, 2, 5, 4)
-    assert plan_groups(9, 21, 7, 4, "fixed_interval", True) == (9, 21, 3, 6, 4)
-    assert plan_groups(8, 20, 7, 16, "fixed_interval", True) == (8, 20, 1, 2, 16)
-    assert plan_groups(8, 20, 7, 4, "fixed_group", True) == (8, 20, 7, 7, 4)
-    assert plan_groups(8, 21, 7, 4, "adaptive_interval", True) == (8, 21, 7, 7, 3)
-    assert plan_groups(22, 8, 7, 4, "adaptive_interval", True) == (22, 8, 7, 7, 4)
-
-
-@pytest.mark.parametrize("long_distance", [False, True], ids=["sda", "lda"])
-@pytest.mark.parametrize("height, width, smaller, larger", [(7, 20, 7, 20), (20, 6, 6, 20)])
-def test_small_map_plan(
-    height: int, width: int, smaller: int, larger: int, long_distance: bool
-) -> None:
-    for lda_mode, side in zip(LDA_MODES, (smaller, larger, larger), strict=True):
-        plan = plan_groups(height, width, 7, 4, lda_mode, long_distance)
-        assert plan == (height, width, side, side, 1)
-
-
-def test_padded_size() -> None:
-    assert GroupPlan(8, 20, 7, 7, 1).padded_size == (14, 21)
-    assert GroupPlan(9, 21, 3, 6, 4).padded_size == (12, 24)
-    assert GroupPlan(8, 29, 7, 7, 4).padded_size == (28, 56)
-    assert GroupPlan(14, 28, 7, 7, 2).padded_size == (14, 28)

@@ -1,47 +1,161 @@
-"""Checkpoints in the libraries and tools: authors' files load, hostile ones do not run."""
+"""Weights and training state load, wherever they come from, and what does not fit is refused."""
 
 import sys
+import zipfile
 from pathlib import Path
-from types import SimpleNamespace
 
+import numpy as np
 import old_checkpoints as old
 import pytest
 import torch
-from conftest import CONFIGS, NANO_CONFIG, ROOT, tool_main
+from conftest import CONFIGS, NANO_CONFIG, ROOT, SMALL_ARCH, tool_main
 from mmengine.config import Config
-from mmengine.optim import CosineAnnealingLR, OptimWrapper
-from mmengine.runner.checkpoint import _load_checkpoint, load_checkpoint
-from test_checkpoint import HOSTILE
+from mmengine.logging import MessageHub
+from mmengine.model import PretrainedInit
+from mmengine.registry import PARAM_SCHEDULERS
+from mmengine.runner import CheckpointLoader, load_checkpoint
+from test_hostile_checkpoints import ATTACKS
 
-from crossformer_mm import CrossFormer
+from crossformer_mm import CrossFormer, register_classifiers
 from crossformer_mm.checkpoints.convert import convert_checkpoint
-from crossformer_mm.checkpoints.loader import load_from_safe
 from crossformer_mm.checkpoints.reader import load_file
-from crossformer_mm.engine.hooks.checkpoint_match import CheckpointMatchHook
-from crossformer_mm.engine.launch import load_config
+from crossformer_mm.checkpoints.sources import find_file
+from crossformer_mm.engine.config import load_config
+from crossformer_mm.engine.resume import find_checkpoint_to_resume
 from crossformer_mm.models.build import build_model
 from crossformer_mm.utils.errors import CheckpointError, UnsafeCheckpointError
 
-TRAIN, TEST = ROOT / "tools/train.py", ROOT / "tools/test.py"
 NANO_ARCH = Config.fromfile(NANO_CONFIG).model.backbone.arch
 
 
-def options(data: Path, *more: str) -> list[str]:
-    """Make a run short."""
-    small = ("train_dataloader.batch_size=8", "model.test_cfg.score_thr=0.0")
-    return ["--cfg-options", f"data_root={data}", *small, "train_cfg.val_interval=100", *more]
+def assert_same_weights(one: torch.nn.Module, other: torch.nn.Module) -> None:
+    assert one.state_dict().keys() == other.state_dict().keys()
+    for name, value in one.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name]), name
 
 
-@pytest.fixture
-def hostile(tmp_path) -> tuple[Path, Path]:
-    """A file that would run something, and the file that would prove it."""
-    path, trace = tmp_path / "hostile.pth", tmp_path / "ran"
-    HOSTILE["config"][0](path, trace)
-    return path, trace
+def authors_file(path: Path, arch: str | dict, classes: int = 3) -> dict:
+    """Write a classifier as the authors' first release did; return its weights."""
+    weights = old.classifier_weights(arch, classes)
+    old.save_classifier(path, {**weights, **old.v1_buffers(weights)})
+    return weights
 
 
+# --- Backbones and whole models -----------------------------------------------------------------
+
+# How a checkpoint names the backbone's weights and where it has them, and how init_cfg asks for it.
+LAYOUTS = {
+    "weights": ("", None, lambda form: form),
+    "the authors' layout": ("module.", "model", lambda form: form),
+    "mmengine's": ("backbone.", "state_dict", lambda form: {**form, "map_location": "cpu"}),
+    "in parallel": ("module.backbone.", "state_dict", lambda form: [form]),
+    "no prefix": ("backbone.", "model", lambda form: {**form, "prefix": None}),
+    "a prefix": ("encoder.", "model", lambda form: {**form, "prefix": "encoder."}),
+    "a prefix without a dot": ("backbone.", None, lambda form: {**form, "prefix": "backbone"}),
+    "the class": ("", "state_dict", lambda form: {**form, "type": PretrainedInit}),
+}
+
+
+@pytest.mark.families
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_checkpoints_of_every_layout_load_by_every_form_of_init_cfg(tmp_path, layout):
+    prefix, key, form = LAYOUTS[layout]
+    source = CrossFormer(SMALL_ARCH, final_norm=True)
+    weights = {prefix + name: value for name, value in source.state_dict().items()}
+    weights[prefix.removesuffix("backbone.") + "head.weight"] = torch.zeros(10, 128)
+    weights[prefix + "layers.0.blocks.0.attn.biases"] = torch.zeros(49, 2)
+    weights[prefix + "layers.0.blocks.0.attn.relative_position_index"] = torch.zeros(16, 16)
+    weights[prefix + "layers.0.blocks.1.attn_mask"] = torch.zeros(4, 16, 16)
+    torch.save(weights if key is None else {key: weights, "epoch": 3}, tmp_path / "w.pth")
+    if key is not None:  # as in dense models
+        del source.norm
+    init_cfg = form(dict(type="Pretrained", checkpoint=str(tmp_path / "w.pth")))
+    model = CrossFormer(SMALL_ARCH, final_norm=key is None, init_cfg=init_cfg)
+    model.init_weights()
+    assert_same_weights(model, source)
+
+
+def test_an_init_cfg_with_more_is_refused():
+    init_cfg = dict(type="Pretrained", checkpoint="w.pth", layer="Linear")
+    with pytest.raises(ValueError, match="init_cfg must be .*'layer'"):
+        CrossFormer(SMALL_ARCH, init_cfg=init_cfg).init_weights()
+
+
+@pytest.mark.families
+def test_a_weight_that_does_not_fit_is_named_and_nothing_is_loaded(tmp_path):
+    weights = CrossFormer(SMALL_ARCH).state_dict()
+    del weights["layers.2.blocks.1.mlp.fc1.bias"]
+    torch.save(weights, tmp_path / "w.pth")
+    init_cfg = dict(type="Pretrained", checkpoint=f"{tmp_path}/w.pth")
+    backbone = CrossFormer(SMALL_ARCH, init_cfg=init_cfg)
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    with pytest.raises(ValueError, match=r"1 missing: layers\.2\.blocks\.1\.mlp\.fc1\.bias"):
+        backbone.init_weights()
+    torch.save({name: value * torch.nan for name, value in before.items()}, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match=r"w\.pth .*: \d+ with NaN or infinity: patch_embed"):
+        backbone.init_weights()
+    assert all(torch.equal(before[n], v) for n, v in backbone.state_dict().items())
+    # Where torch is told so, a part is loaded.
+    assert backbone.load_state_dict(weights, strict=False).missing_keys
+    assert torch.equal(backbone.patch_embed.norm.weight, weights["patch_embed.norm.weight"])
+
+
+def test_get_model_takes_the_authors_file_and_converted_ones(monkeypatch, tmp_path):
+    from mmpretrain import get_model  # takes seconds
+
+    register_classifiers()
+    monkeypatch.chdir(tmp_path)
+    weights = authors_file(Path("authors.pth"), "tiny", 1000)
+    for new in ("new.pth", "new.safetensors"):
+        convert_checkpoint(Path("authors.pth"), Path(new))
+    for file in ("authors.pth", "new.pth", "new.safetensors"):
+        loaded = get_model("crossformer-tiny_8xb128_in1k", pretrained=file).state_dict()
+        assert torch.equal(loaded.pop("head.fc.weight"), weights["head.weight"])
+        assert torch.equal(loaded.pop("head.fc.bias"), weights["head.bias"])
+        assert len(loaded) == len(weights) - 2
+        assert all(torch.equal(v, weights[n.removeprefix("backbone.")]) for n, v in loaded.items())
+    torch.save(old.classifier_weights("small"), "small.pth")
+    with pytest.raises(CheckpointError, match="those of arch 'small'"):
+        get_model("crossformer-tiny_8xb128_in1k", pretrained="small.pth")
+
+
+@pytest.mark.families
+def test_mmengine_loads_whole_models_and_refuses_part_of_a_backbone(tmp_path):
+    cfg = load_config(str(CONFIGS / "classification/crossformer-nano_toy-imagenet.py"))
+    model, other = build_model(cfg), build_model(cfg)
+    file = str(tmp_path / "w.pth")
+    torch.save({"state_dict": model.state_dict()}, file)
+    load_checkpoint(other, file)
+    assert_same_weights(other, model)
+    part = {name: value for name, value in model.state_dict().items() if ".mlp." not in name}
+    torch.save({"state_dict": part}, file)
+    with pytest.raises(CheckpointError, match="does not fit this backbone: .* missing: layers"):
+        load_checkpoint(other, file)
+    torch.save(model.backbone.state_dict(), file)
+    with pytest.raises(CheckpointError, match="missing: patch_embed"):
+        load_checkpoint(other, file)
+    alone = CrossFormer(cfg.model.backbone.arch, out_indices=(3,), final_norm=True)
+    load_checkpoint(alone, file)
+    assert_same_weights(alone, model.backbone)
+
+
+@pytest.mark.families
+def test_files_of_other_models_load_as_before(tmp_path):
+    model, file = torch.nn.BatchNorm2d(3), str(tmp_path / "w.pth")
+    torch.save({"state_dict": model.state_dict(), "meta": {"epoch": 3}}, file)
+    loaded = CheckpointLoader.load_checkpoint(file)
+    assert loaded["meta"] == {"epoch": 3}
+    assert loaded["state_dict"]._metadata == model.state_dict()._metadata
+    torch.save([1, 2], file)
+    assert CheckpointLoader.load_checkpoint(file) == [1, 2]
+    ATTACKS["as config"][0](Path(file), tmp_path / "ran")
+    with pytest.raises(UnsafeCheckpointError):
+        CheckpointLoader.load_checkpoint(file)
+
+
+@pytest.mark.families
 @pytest.mark.parametrize("first", ["crossformer_mm", "mmengine.runner"])
-def test_files_and_the_web_are_read_as_data_and_other_loaders_stay(run_tool, first):
+def test_loaders_that_others_registered_stay(run_tool, first):
     code = (
         f"import {first}, mmengine.runner\n"
         "from mmengine.runner.checkpoint import CheckpointLoader\n"
@@ -57,213 +171,156 @@ def test_files_and_the_web_are_read_as_data_and_other_loaders_stay(run_tool, fir
     assert ("load_from_vault" in found) == (first != "crossformer_mm")
 
 
-def test_get_model_takes_the_authors_file_and_converted_ones(tmp_path, run_tool, hostile):
-    path, trace = hostile
-    weights = old.classifier_weights("tiny")
-    old.save_classifier(tmp_path / "crossformer-t.pth", {**weights, **old.v1_buffers(weights)})
-    for suffix in ("pth", "safetensors"):
-        convert_checkpoint(tmp_path / "crossformer-t.pth", tmp_path / f"new.{suffix}")
-    torch.save(old.classifier_weights("small"), tmp_path / "small.pth")
-    script = tmp_path / "get.py"
-    # As a user writes it.
-    script.write_text(
-        "import sys, torch, crossformer_mm, mmpretrain\n"
-        "for file in ('crossformer-t.pth', 'new.pth', 'new.safetensors', *sys.argv[1:]):\n"
-        "    try:\n"
-        "        name = 'crossformer-tiny_8xb128_in1k'\n"
-        "        model = mmpretrain.get_model(name, pretrained=file)\n"
-        "        torch.save(model.state_dict(), f'{file}.loaded')\n"
-        "    except Exception as error:\n"
-        "        print('REFUSED', type(error).__name__, error)\n"
-    )
-    code = f"import os, runpy; os.chdir({str(tmp_path)!r}); runpy.run_path('get.py')"
-    code = f"import sys; sys.argv[1:] = ['small.pth', {str(path)!r}]; {code}"
-    said = run_tool(sys.executable, "-c", code, PYTHONPATH=str(ROOT)).stdout
-    for file in ("crossformer-t.pth", "new.pth", "new.safetensors"):
-        loaded = torch.load(tmp_path / f"{file}.loaded", weights_only=True)
-        assert torch.equal(loaded["head.fc.weight"], weights["head.weight"])
-        backbone = {n: v for n, v in weights.items() if not n.startswith("head.")}
-        assert all(torch.equal(loaded[f"backbone.{n}"], v) for n, v in backbone.items())
-        assert len(loaded) == len(weights)
-    refused = [line for line in said.splitlines() if line.startswith("REFUSED")]
-    assert "CheckpointError" in refused[0] and "those of arch 'small'" in refused[0]
-    assert "UnsafeCheckpointError" in refused[1] and ".system" in refused[1]
-    assert len(refused) == 2 and not trace.exists()
+# --- Training state -----------------------------------------------------------------------------
+
+# Those with more than numbers in their state, one of each kind, and one that has only these.
+SCHEDULES = {
+    "CosineRestartLR": dict(periods=[2, 3], restart_weights=[1, 0.5], eta_min=0.0),
+    "MultiStepMomentum": dict(milestones=[2, 2, 3]),
+    "OneCycleLR": dict(eta_max=1.0, total_steps=10, anneal_strategy="linear"),
+    "OneCycleParamScheduler": dict(eta_max=1.0, total_steps=10, param_name="lr"),
+    "ReduceOnPlateauLR": dict(monitor="loss"),
+    "PolyLR": dict(),
+}
 
 
-def test_the_authors_file_is_pretrained_on_two_processes(toy_coco, run_tool, tmp_path):
-    weights = old.classifier_weights(NANO_ARCH, classes=3)
-    old.save_classifier(tmp_path / "authors.pth", {**weights, **old.v1_buffers(weights)})
-    result = run_tool(
-        *("bash", ROOT / "tools/dist_train.sh", NANO_CONFIG, 2, tmp_path / "authors.pth"),
-        *("--work-dir", tmp_path / "work"),
-        *options(toy_coco, "train_cfg.max_epochs=1", "optim_wrapper.optimizer.lr=0.0"),
-    )
-    assert "weights match those in" in result.stdout
-    blocks = sum(name.endswith("qkv.weight") for name in weights)
-    for dropped in (
-        f"{blocks} biases, {blocks} relative_position_index",
-        "2 classifier, 2 final norm",
-    ):
-        assert f"dropped by rule: {dropped}" in result.stdout
-    saved = load_file(tmp_path / "work/epoch_1.pth")["state_dict"]
-    own = [name for name in weights if not name.startswith(("head.", "norm."))]
-    assert all(torch.equal(saved[f"backbone.{name}"], weights[name]) for name in own)
+@pytest.mark.families
+@pytest.mark.parametrize("kind", SCHEDULES)
+def test_the_state_of_every_schedule_loads(tmp_path, kind):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1, momentum=0.9)
+    schedule = PARAM_SCHEDULERS.build(dict(type=kind, optimizer=optimizer, **SCHEDULES[kind]))
+    optimizer.step()
+    schedule.step(*([{"loss": 1.0}] if kind == "ReduceOnPlateauLR" else []))
+    saved = {"state_dict": {}, "param_schedulers": [schedule.state_dict()]}
+    torch.save(saved, tmp_path / "w.pth")
+    assert load_file(tmp_path / "w.pth")["param_schedulers"] == saved["param_schedulers"]
 
 
-@pytest.mark.parametrize("option", ["--pretrained", "--resume", "test"])
-def test_a_hostile_file_ends_the_tools_in_one_line(toy_coco, run_tool, tmp_path, hostile, option):
-    path, trace = hostile
-    work = ("--work-dir", tmp_path / "work")
-    if option == "test":
-        command = [TEST, NANO_CONFIG, path, *work, *options(toy_coco)]
-    else:
-        command = [TRAIN, NANO_CONFIG, option, path, *work, *options(toy_coco)]
-    result = run_tool(sys.executable, *command, check=False)
-    assert result.returncode == 1 and not trace.exists()
-    last_line = result.stdout.strip().splitlines()[-1]
-    assert last_line.startswith("error: checkpoint ") and ".system" in last_line
-    assert "Traceback" not in result.stdout
+@pytest.mark.families
+def test_training_state_loads(tmp_path):
+    hub = MessageHub.get_instance("test_training_state_loads")
+    hub.update_scalar("train/loss", 0.5)
+    hub.update_info("iter", 7)
+    hub.update_info("best_score", np.float64(0.25))
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    saved = {
+        "message_hub": hub.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "state_dict": model.half().state_dict(),
+        "parameter": torch.nn.Parameter(torch.ones(2)),
+        "arrays": [np.arange(6.0).reshape(2, 3).T, np.array(["a", "bc"]), np.array([], np.int32)],
+        "plain": [torch.Size([2]), torch.device("cpu"), torch.float16, {1, 2}, np.bool_(True)],
+    }
+    torch.save(saved, tmp_path / "epoch_1.pth")
+    loaded = load_file(tmp_path / "epoch_1.pth")
+    assert loaded["message_hub"]["log_scalars"]["train/loss"].current() == 0.5
+    assert loaded["message_hub"]["runtime_info"]["best_score"] == 0.25
+    assert torch.equal(loaded["state_dict"]["weight"], model.weight)
+    assert loaded["state_dict"]._metadata == model.state_dict()._metadata
+    moment = saved["optimizer"]["state"][0]["exp_avg"]
+    assert torch.equal(loaded["optimizer"]["state"][0]["exp_avg"], moment)
+    assert loaded["parameter"].requires_grad and loaded["plain"] == saved["plain"]
+    for array, expected in zip(loaded["arrays"], saved["arrays"], strict=True):
+        assert array.dtype == expected.dtype and np.array_equal(array, expected)
 
 
-def test_training_with_averaged_weights_resumes_and_runs_no_config(toy_coco, run_tool, tmp_path):
-    config = tmp_path / "ema.py"
-    config.write_text(
-        f"_base_ = {str(NANO_CONFIG)!r}\n"
-        "custom_hooks = [dict(type='EMAHook', momentum=0.1)]\n"
-        "default_hooks = dict(checkpoint=dict(save_best='coco/bbox_mAP', rule='greater'))\n"
-    )
-    short = options(toy_coco)[:-1]
-    command = [sys.executable, TRAIN, config, "--work-dir", tmp_path / "work"]
-    run_tool(*command, *short, "train_cfg.max_epochs=1")
-    first = tmp_path / "work/epoch_1.pth"
+def test_the_last_complete_checkpoint_is_resumed(tmp_path):
+    assert find_checkpoint_to_resume(tmp_path) is None
+    assert find_checkpoint_to_resume(tmp_path / "missing") is None
+    for epoch in (2, 9, 10):
+        torch.save({"a": torch.ones(1000)}, tmp_path / f"epoch_{epoch}.pth")
+    torch.save({}, tmp_path / "best_coco_epoch_11.pth")
+    assert find_checkpoint_to_resume(tmp_path).name == "epoch_10.pth"
+    cut = (tmp_path / "epoch_10.pth").read_bytes()[:-100]
+    (tmp_path / "epoch_10.pth").write_bytes(cut)
+    assert not zipfile.is_zipfile(tmp_path / "epoch_10.pth")
+    assert find_checkpoint_to_resume(tmp_path).name == "epoch_9.pth"
+
+
+# --- The tools ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(monkeypatch, toy_coco, tmp_path, capsys):
+    """Run a tool in this process, briefly, on the tiny data set; return what it printed."""
+
+    def run(tool: str, *arguments: object, **options: object) -> str:
+        options = {"data_root": toy_coco, "train_dataloader.batch_size": 8, **options}
+        for loader in ("train", "val", "test"):
+            options[f"{loader}_dataloader.num_workers"] = 0
+            options[f"{loader}_dataloader.persistent_workers"] = False
+        pairs = [f"{key}={value}" for key, value in options.items()]
+        work = ("--work-dir", tmp_path / "work", "--cfg-options", *pairs)
+        tool_main(ROOT / f"tools/{tool}.py", NANO_CONFIG, *arguments, *work)
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_the_authors_file_is_trained_on_and_resumed_and_no_config_in_it_runs(run, tmp_path):
+    file, trace, first = tmp_path / "w.pth", tmp_path / "ran", tmp_path / "work/epoch_1.pth"
+    weights = authors_file(file, NANO_ARCH)
+    no_change = {"optim_wrapper.optimizer.lr": 0.0, "train_cfg.val_interval": 100}
+    with pytest.raises(SystemExit, match="^error: .*holds weights, but not the state of a train"):
+        run("train", "--resume", file, **no_change)
+    said = run("train", "--pretrained", file, **no_change, **{"train_cfg.max_epochs": 1})
+    assert "2 classifier, 2 final norm" in said and "6 biases, 6 relative_position_index" in said
     saved = load_file(first)
-    assert {"ema_state_dict", "message_hub", "optimizer", "param_schedulers"} <= set(saved)
-    assert saved["message_hub"]["runtime_info"]["best_score"] >= 0
+    own = {f"backbone.{n}": v for n, v in weights.items() if not n.startswith(("head.", "norm."))}
+    assert all(torch.equal(saved["state_dict"][name], value) for name, value in own.items())
     # mmengine runs this text when it resumes.
-    trace = tmp_path / "ran"
     saved["meta"]["config"] = f"gpu_ids = []\nopen({str(trace)!r}, 'w').close()\n"
     torch.save(saved, first)
-    result = run_tool(*command, *short, "train_cfg.max_epochs=2", "--resume")
-    assert "resumed epoch: 1" in result.stdout and not trace.exists()
-    own = len(saved["state_dict"])
-    assert f"Checkpoint: {own} of the model's {own} weights match" in result.stdout
-    second = load_file(tmp_path / "work/epoch_2.pth")
-    assert second["meta"]["epoch"] == 2
-    assert second["ema_state_dict"]["steps"] > saved["ema_state_dict"]["steps"]
+    with pytest.raises(SystemExit, match="^error: .* parameters in 1 groups, the config trains "):
+        run("train", "--resume", **{"optim_wrapper.paramwise_cfg.norm_decay_mult": 0})
+    said = run("train", "--resume", **{"train_cfg.max_epochs": 2, "train_cfg.val_interval": 100})
+    assert "the learning rates of the checkpoint, not those of the config" in said
+    count = len(saved["state_dict"])
+    assert f"Checkpoint: {count} of the model's {count} weights match" in said
+    assert "resumed epoch: 1" in said and not trace.exists()
+    assert load_file(tmp_path / "work/epoch_2.pth")["meta"]["epoch"] == 2
 
 
-def test_weights_alone_are_not_resumed(toy_coco, monkeypatch, run_tool, tmp_path):
-    weights = old.classifier_weights(NANO_ARCH, classes=3)
-    old.save_classifier(tmp_path / "authors.pth", weights)
-    result = run_tool(
-        *(sys.executable, TRAIN, NANO_CONFIG, "--work-dir", tmp_path / "work"),
-        *("--resume", tmp_path / "authors.pth", *options(toy_coco)),
-        check=False,
-    )
-    assert result.returncode == 1
-    assert "not the state of a training" in result.stdout.strip().splitlines()[-1]
-
-
-def training_with_groups(rates: list[float]) -> SimpleNamespace:
-    """What a hook sees of a training whose parameters have these learning rates, one each."""
-    groups = [dict(params=[torch.nn.Parameter(torch.ones(1))], lr=rate) for rate in rates]
-    optim_wrapper = OptimWrapper(torch.optim.SGD(groups, lr=1.0))
-    CosineAnnealingLR(optim_wrapper, T_max=5)
-    warnings = []
-    logger = SimpleNamespace(warning=warnings.append, info=lambda line: None)
-    model = torch.nn.Linear(1, 1)
-    state = dict(
-        optimizer=optim_wrapper.state_dict(), message_hub={}, state_dict=model.state_dict()
-    )
-    return SimpleNamespace(
-        model=model, optim_wrapper=optim_wrapper, logger=logger, warnings=warnings, state=state
-    )
-
-
-def test_resuming_with_another_optimizer_is_refused_or_said():
-    hook = CheckpointMatchHook(all_weights_needed=True, resumes=True)
-    training = training_with_groups([0.1, 0.2])
-    hook.after_load_checkpoint(training, training_with_groups([0.1, 0.2]).state)
-    assert not training.warnings
-    hook.after_load_checkpoint(training, training_with_groups([0.1, 0.1]).state)
-    assert training.warnings == [
-        "Training goes on with the learning rates of the checkpoint, not those of the config"
-    ]
-    with pytest.raises(CheckpointError, match="3 parameters in 3 groups, the config trains 2 in 2"):
-        hook.after_load_checkpoint(training, training_with_groups([0.1, 0.2, 0.3]).state)
-
-
-def test_an_old_detector_is_tested_as_it_is(toy_coco, run_tool, tmp_path):
+def test_an_old_detector_is_tested_as_it_is(run, tmp_path):
     model = build_model(load_config(str(NANO_CONFIG)))
     weights = {f"module.{name}": value for name, value in model.state_dict().items()}
     old.save_dense(tmp_path / "w.pth", {**weights, **old.v1_buffers(weights)}, 80)
-    result = run_tool(
-        *(sys.executable, TEST, NANO_CONFIG, tmp_path / "w.pth"),
-        *("--work-dir", tmp_path / "work", *options(toy_coco)),
-    )
-    own = len(weights)
-    assert f"took {own} weights; dropped by rule: " in result.stdout
-    assert "Attention runs on '" in result.stdout
-    assert f"Checkpoint: {own} of the model's {own} weights match" in result.stdout
+    said = run("test", tmp_path / "w.pth", **{"model.test_cfg.score_thr": 0.0})
+    assert f"took {len(weights)} weights; dropped by rule: " in said
+    assert f"Checkpoint: {len(weights)} of the model's {len(weights)} weights match" in said
 
 
-def test_mmengine_loads_whole_models_and_refuses_part_of_a_backbone(tmp_path):
-    cfg = load_config(str(CONFIGS / "classification/crossformer-nano_toy-imagenet.py"))
-    model, other = build_model(cfg), build_model(cfg)
-    torch.save({"state_dict": model.state_dict()}, tmp_path / "w.pth")
-    load_checkpoint(other, str(tmp_path / "w.pth"))
-    for name, value in model.state_dict().items():
-        assert torch.equal(other.state_dict()[name], value), name
-    part = {name: value for name, value in model.state_dict().items() if ".mlp." not in name}
-    torch.save({"state_dict": part}, tmp_path / "part.pth")
-    with pytest.raises(CheckpointError, match="does not fit this backbone: .* missing: layers"):
-        load_checkpoint(other, str(tmp_path / "part.pth"))
-    backbone = model.backbone.state_dict()
-    torch.save(backbone, tmp_path / "backbone.pth")
-    with pytest.raises(CheckpointError, match="missing: patch_embed"):
-        load_checkpoint(other, str(tmp_path / "backbone.pth"))
-    alone = CrossFormer(cfg.model.backbone.arch, out_indices=(3,), final_norm=True)
-    load_checkpoint(alone, str(tmp_path / "backbone.pth"))
-    assert all(torch.equal(alone.state_dict()[name], value) for name, value in backbone.items())
+# --- From names to files ------------------------------------------------------------------------
 
 
-def test_only_the_weights_are_renamed(tmp_path):
-    weights = old.classifier_weights("tiny", 2)
-    old.save_classifier(tmp_path / "w.pth", weights)
-    loaded = load_from_safe(str(tmp_path / "w.pth"))
-    assert list(loaded["state_dict"]["head.fc.weight"].shape) == [2, 512]
-    assert "model" not in loaded and loaded["epoch"] == 299
-    torch.save(weights, tmp_path / "w.pth")
-    assert list(load_from_safe(str(tmp_path / "w.pth"))) == ["state_dict"]
+def test_names_and_addresses_become_files(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    fetched = []
+
+    def download(url: str, path: str) -> None:
+        fetched.append(url)
+        Path(path).write_bytes(b"")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    for _ in range(2):
+        found = find_file("https://example.org/models/crossformer-s.pth?download=1")
+        assert found == tmp_path / "hub/checkpoints/crossformer-s.pth"
+    assert fetched == ["https://example.org/models/crossformer-s.pth?download=1"]
+    assert find_file("torchvision://resnet50").name.startswith("resnet50-")
+    assert find_file("open-mmlab://resnet50_v1c").name.startswith("resnet50_v1c-")
+    assert find_file("~/w.pth") == Path.home() / "w.pth"
+    assert find_file((tmp_path / "w.pth").as_uri()) == tmp_path / "w.pth"
+    for name in ("s3://bucket/w.pth", "pavi://w", "torchvision://no_such_model"):
+        with pytest.raises(CheckpointError, match=name):
+            find_file(name)
 
 
-def test_a_part_is_still_loaded_where_torch_is_told_so():
-    backbone, other = CrossFormer(NANO_ARCH), CrossFormer(NANO_ARCH)
-    part = {n: v for n, v in backbone.state_dict().items() if n.startswith("patch_embed.")}
-    result = other.load_state_dict(part, strict=False)
-    assert result.missing_keys and not result.unexpected_keys
-    assert torch.equal(other.patch_embed.norm.weight, backbone.patch_embed.norm.weight)
-
-
-def test_files_of_other_models_load_as_before(tmp_path, hostile):
-    model = torch.nn.BatchNorm2d(3)
-    torch.save({"state_dict": model.state_dict(), "meta": {"epoch": 3}}, tmp_path / "w.pth")
-    loaded = _load_checkpoint(str(tmp_path / "w.pth"))
-    assert loaded["meta"] == {"epoch": 3}
-    assert loaded["state_dict"]._metadata == model.state_dict()._metadata
-    torch.save([1, 2], tmp_path / "list.pth")
-    assert _load_checkpoint(str(tmp_path / "list.pth")) == [1, 2]
-    with pytest.raises(UnsafeCheckpointError):
-        _load_checkpoint(str(hostile[0]))
-
-
-def test_a_config_that_needs_a_library_is_refused_by_the_converter(monkeypatch, tmp_path):
-    old.save_classifier(tmp_path / "w.pth", old.classifier_weights("tiny", 2))
-    with pytest.raises(SystemExit, match="config nowhere.py does not exist"):
-        tool_main(
-            monkeypatch,
-            ROOT / "tools/convert_checkpoint.py",
-            *(tmp_path / "w.pth", tmp_path / "new.pth", "--config", "nowhere.py"),
-        )
-    assert not (tmp_path / "new.pth").exists()
+def test_a_failed_download_is_named_and_leaves_nothing(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    for url in ("http://host:port/w.pth", "http://no host/w.pth", "https://127.0.0.1:1/w.pth"):
+        with pytest.raises(CheckpointError, match=f"checkpoint {url} cannot be downloaded"):
+            find_file(url)
+    assert not list((tmp_path / "checkpoints").iterdir())

@@ -1,8 +1,7 @@
 """The model index: complete, up to date, and known to mmpretrain by name after the import."""
 
-import importlib.util
-import subprocess
-import sys
+import runpy
+from pathlib import Path
 
 import cv2
 import pytest
@@ -10,68 +9,54 @@ import yaml
 from conftest import CONFIGS, ROOT
 from mmengine.config import Config
 
+from crossformer_mm import CrossFormer, register_classifiers
+
 TASKS = ("classification", "detection", "segmentation")
-PYTHON_PATH = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+UPDATER = runpy.run_path(str(ROOT / "tools/update_model_zoo.py"))
 
 
-@pytest.fixture(scope="module")
-def updater():
-    """tools/update_model_zoo.py as a module."""
-    path = ROOT / "tools/update_model_zoo.py"
-    spec = importlib.util.spec_from_file_location("update_model_zoo", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def file_of(task: str, name: str = "metafile.yml") -> str:
+    return (CONFIGS / task / name).read_text()
 
 
 def models_of(task: str) -> list[dict]:
-    return yaml.safe_load((CONFIGS / task / "metafile.yml").read_text())["Models"]
+    return yaml.safe_load(file_of(task))["Models"]
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_every_config_is_listed(task):
+def test_every_config_is_listed_with_what_it_is(task):
     shipped = {path.stem for path in (CONFIGS / task).glob("*.py") if "_toy-" not in path.stem}
-    models = models_of(task)
-    assert sorted(shipped) == sorted(model["Name"] for model in models)
-    for model in models:
-        assert model["Config"] == f"configs/{task}/{model['Name']}.py"
-        is_plus_plus = "-pp-" in model["Name"]
-        assert model["In Collection"] == ("CrossFormer++" if is_plus_plus else "CrossFormer")
-        assert ("++" in model["Metadata"]["Backbone"]) == is_plus_plus
-
-
-@pytest.mark.parametrize("task", TASKS)
-def test_recipes_are_those_of_the_configs(task):
+    assert sorted(model["Name"] for model in models_of(task)) == sorted(shipped)
     for model in models_of(task):
-        cfg, meta = Config.fromfile(ROOT / model["Config"]), model["Metadata"]
+        name, meta = model["Name"], model["Metadata"]
+        assert model["Config"] == f"configs/{task}/{name}.py"
+        assert model["In Collection"] == ("CrossFormer++" if "-pp-" in name else "CrossFormer")
+        assert ("++" in meta["Backbone"]) == ("-pp-" in name)
+        cfg = Config.fromfile(ROOT / model["Config"])
         length = cfg.train_cfg.get("max_epochs") or cfg.train_cfg.max_iters
-        assert length == meta.get("Epochs", meta.get("Iterations")), model["Name"]
-        assert cfg.auto_scale_lr.base_batch_size == meta["Batch Size"], model["Name"]
+        assert length == meta.get("Epochs", meta.get("Iterations")), name
+        assert cfg.auto_scale_lr.base_batch_size == meta["Batch Size"], name
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_tables_are_those_of_the_metafiles(updater, task):
-    readme, metafile = (
-        (CONFIGS / task / name).read_text() for name in ("README.md", "metafile.yml")
-    )
-    assert updater.update_readme(readme, metafile) == readme
+def test_tables_are_those_of_the_metafiles(task):
+    readme, metafile = file_of(task, "README.md"), file_of(task)
+    assert UPDATER["update_readme"](readme, metafile) == readme
     changed = metafile.replace("Parameters: ", "Parameters: 9")
-    assert updater.update_readme(readme, changed) != readme
+    assert UPDATER["update_readme"](readme, changed) != readme
 
 
-def test_updating_a_metafile_writes_the_counted_numbers(updater):
-    text = (CONFIGS / "classification/metafile.yml").read_text()
-    models = yaml.safe_load(text)["Models"]
+def test_updating_a_metafile_writes_the_counted_numbers():
+    text, models = file_of("classification"), models_of("classification")
     first_model = text[: text.index(f"  - Name: {models[1]['Name']}")]
     zeroed = first_model.replace(f"FLOPs: {models[0]['Metadata']['FLOPs']}", "FLOPs: 0")
-    assert zeroed != first_model and updater.update_metafile(zeroed) == first_model
+    assert zeroed != first_model and UPDATER["update_metafile"](zeroed) == first_model
 
 
-def test_a_metric_of_unknown_origin_is_refused(updater):
-    text = (CONFIGS / "detection/metafile.yml").read_text()
-    unmarked = text.replace("box AP (published by the authors)", "box AP", 1)
+def test_a_metric_of_unknown_origin_is_refused():
+    unmarked = file_of("detection").replace("box AP (published by the authors)", "box AP", 1)
     with pytest.raises(SystemExit, match="metric 'box AP' does not end with"):
-        updater.update_readme((CONFIGS / "detection/README.md").read_text(), unmarked)
+        UPDATER["update_readme"](file_of("detection", "README.md"), unmarked)
 
 
 def test_the_index_is_well_formed():
@@ -79,79 +64,44 @@ def test_the_index_is_well_formed():
 
     index = load(str(ROOT / "model-index.yml"))
     assert index.check(silent=True) == []
-    assert len(list(index.models)) == 8 + 19 + 18
+    assert len(list(index.models)) == sum(len(models_of(task)) for task in TASKS)
 
 
-def run_python(code: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", PYTHON_PATH + code],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+def test_mmpretrain_knows_the_classifiers_by_name():
+    import mmpretrain
 
-
-@pytest.mark.parametrize(
-    "imports",
-    [
-        "import crossformer_mm, mmpretrain",
-        "import mmpretrain, crossformer_mm",
-        "import crossformer_mm, importlib, mmpretrain; importlib.reload(crossformer_mm.registry)"
-        ".register_classifiers()",
-    ],
-)
-def test_mmpretrain_lists_the_classifiers(imports):
-    result = run_python(f"{imports}\nprint(mmpretrain.list_models('crossformer*'))")
-    assert result.returncode == 0, result.stderr
+    register_classifiers()
+    register_classifiers()  # again does nothing
     names = [model["Name"] for model in models_of("classification")]
-    assert result.stdout.strip().splitlines()[-1] == str(sorted(names))
+    assert mmpretrain.list_models("crossformer*") == sorted(names)
 
 
-def test_mmpretrain_builds_a_model_and_classifies_an_image(toy_data_roots):
-    image = next((toy_data_roots["classification"] / "val").glob("*/*.JPEG"))
-    result = run_python(
-        "import crossformer_mm, mmpretrain\n"
-        f"name, image = 'crossformer-small_8xb128_in1k', {str(image)!r}\n"
-        "model = mmpretrain.get_model(name)\n"
-        "assert type(model.backbone) is crossformer_mm.CrossFormer and not model.training\n"
-        "for given in (model, name):\n"
-        "    found = mmpretrain.inference_model(given, image)\n"
-        "    assert found['pred_class'] in model._dataset_meta['classes']\n"
-        "    print(found['pred_scores'].shape)\n"
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.splitlines().count("(1000,)") == 2
+def test_without_configs_nothing_is_registered_in_silence(monkeypatch):
+    monkeypatch.setattr("crossformer_mm.utils.index.PACKAGE", Path("/nowhere/crossformer_mm"))
+    with pytest.raises(FileNotFoundError, match="install it again"):
+        register_classifiers()
 
 
-def test_without_configs_the_import_warns():
-    code = (
-        "import crossformer_mm.registry as hub, pathlib, warnings\n"
-        "hub.PACKAGE = pathlib.Path('/nowhere/crossformer_mm')\n"
-        "import mmpretrain\n"
-    )
-    result = run_python("import warnings; warnings.simplefilter('always')\n" + code)
-    assert result.returncode == 0 and "install the package again" in result.stderr
+def test_mmpretrain_builds_a_classifier_by_name_and_uses_it(toy_data_roots):
+    import mmpretrain
+
+    register_classifiers()
+    image = str(next(toy_data_roots["classification"].rglob("*.JPEG")))
+    model = mmpretrain.get_model("crossformer-small_8xb128_in1k")
+    assert type(model.backbone) is CrossFormer and not model.training
+    found = mmpretrain.inference_model("crossformer-small_8xb128_in1k", image)
+    assert found["pred_scores"].shape == (1000,)
 
 
-def read_image(root) -> str:
-    return str(next(root.rglob("*.jpg")))
-
-
-def test_the_detection_inferencer_takes_a_config(toy_data_roots):
+def test_the_inferencers_of_mmdet_and_mmseg_take_a_config(toy_data_roots):
     from mmdet.apis import DetInferencer
-
-    config = CONFIGS / "detection/mask-rcnn_crossformer-nano_fpn_toy-coco.py"
-    inferencer = DetInferencer(str(config), device="cpu", show_progress=False)
-    result = inferencer(read_image(toy_data_roots["detection"]), return_datasamples=True)
-    (sample,) = result["predictions"]
-    assert len(sample.pred_instances.bboxes) == len(sample.pred_instances.masks)
-
-
-def test_the_segmentation_inferencer_takes_a_config(toy_data_roots):
     from mmseg.apis import MMSegInferencer
 
+    image = str(next(toy_data_roots["segmentation"].rglob("*.jpg")))
+    config = CONFIGS / "detection/mask-rcnn_crossformer-nano_fpn_toy-coco.py"
+    detect = DetInferencer(str(config), device="cpu", show_progress=False)
+    (found,) = detect(image, return_datasamples=True)["predictions"]
+    assert len(found.pred_instances.bboxes) == len(found.pred_instances.masks)
     config = CONFIGS / "segmentation/upernet_crossformer-nano_toy-ade.py"
-    image = read_image(toy_data_roots["segmentation"])
-    inferencer = MMSegInferencer(str(config), device="cpu", dataset_name="ade20k")
-    labels = inferencer(image)["predictions"]
-    assert labels.shape == cv2.imread(image).shape[:2]
+    segment = MMSegInferencer(str(config), device="cpu", dataset_name="ade20k")
+    assert segment(image)["predictions"].shape == cv2.imread(image).shape[:2]

@@ -32,13 +32,35 @@ def test_the_bare_name_is_found_from_every_library():
 
 def test_the_backbone_needs_no_other_library():
     result = run_python(
-        "import crossformer_mm, json\n"
+        "import json\n"
+        "finders, arguments = list(sys.meta_path), list(sys.argv)\n"
+        "import crossformer_mm\n"
+        "assert sys.meta_path == finders and sys.argv == arguments\n"
         "crossformer_mm.CrossFormer('tiny')\n"
         "print(json.dumps(sorted(sys.modules)))"
     )
     loaded = {name.partition(".")[0] for name in json.loads(result.stdout)}
     assert {"torch", "mmengine"} <= loaded
     assert not loaded & {"mmcv", "mmdet", "mmseg", "mmpretrain", "timm", "einops", "torchvision"}
+
+
+def test_without_opencv_the_backbone_works_alone():
+    result = run_python(
+        "import importlib.util as u\n"
+        "real = u.find_spec\n"
+        "u.find_spec = lambda name, *a: None if name == 'cv2' else real(name, *a)\n"
+        "sys.modules['cv2'] = None\n"
+        "import crossformer_mm\n"
+        "print(sum(p.numel() for p in crossformer_mm.CrossFormer('tiny').parameters()))"
+    )
+    assert result.returncode == 0 and int(result.stdout) > 2e7, result.stderr
+
+
+def test_classifiers_are_registered_where_mmpretrain_is_there_already():
+    result = run_python(
+        "import mmpretrain, crossformer_mm\nprint(mmpretrain.list_models('crossformer-s*'))"
+    )
+    assert "crossformer-small_8xb128_in1k" in result.stdout, result.stderr
 
 
 def test_without_mmengine_the_import_says_what_to_install():
@@ -97,6 +119,6 @@ def test_a_wheel_carries_configs_tools_and_index(tmp_path):
         assert shipped == source and source
     assert (mim / "model-index.yml").read_text() == (ROOT / "model-index.yml").read_text()
     found = run_python(
-        "from crossformer_mm import registry as r; print(r.find_index_root())", tmp_path
+        "from crossformer_mm.utils import index; print(index.find_index_root())", tmp_path
     )
     assert found.stdout.strip() == str(mim), found.stderr

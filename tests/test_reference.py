@@ -15,7 +15,6 @@ from reference import (
     reference_backbone,
     reference_bias,
     reference_groups,
-    zero_pad,
 )
 from torch import Tensor
 
@@ -33,71 +32,53 @@ def picture(groups: Sequence[Sequence[Member]], height: int, width: int) -> list
     return rows
 
 
-def places_of(groups: Sequence[Sequence[Member]], token: Token) -> list[Token]:
-    """Places of all the members of the group that ``token`` belongs to."""
-    (members,) = [members for members in groups if token in [where for where, _ in members]]
-    return [place for _, place in members]
+# Map, group size, interval, rule (None: short distance), and what the map looks like. With
+# adaptive_interval, the intervals are ceil(6 / 4) = 2 and ceil(6 / 2) = 3.
+PICTURES = [
+    ((5, 6, 4, 9, None), "AAAABB AAAABB AAAABB AAAABB CCCCDD"),
+    ((5, 6, 3, 4, "fixed_interval"), "ABCDAB EFGHEF IJKLIJ MNOPMN ABCDAB"),
+    ((5, 6, 2, 2, "fixed_group"), "ABABCD EFEFGH ABABCD EFEFGH IJIJKL"),
+    ((5, 6, 4, 99, "adaptive_interval"), "ABABAB CDCDCD ABABAB CDCDCD ABABAB"),
+    ((5, 6, 2, 99, "adaptive_interval"), "ABCABC DEFDEF GHIGHI ABCABC DEFDEF"),
+    ((6, 5, 2, 99, "adaptive_interval"), "ABCAB DEFDE GHIGH ABCAB DEFDE GHIGH"),
+    ((2, 3, 1, 8, "fixed_interval"), "ABC DEF"),
+    ((2, 3, 1, 8, "fixed_group"), "ABC DEF"),
+    # A side is not longer than a group: squares of the shorter side, or of the longer one.
+    *[((5, 6, size, 2, "fixed_interval"), " ".join(["AAAAAB"] * 5)) for size in (5, 6, 20)],
+    ((6, 5, 5, 2, "fixed_interval"), "AAAAA AAAAA AAAAA AAAAA AAAAA BBBBB"),
+    ((5, 6, 5, 2, "fixed_group"), "AAAAAA AAAAAA AAAAAA AAAAAA AAAAAA"),
+    ((5, 6, 6, 2, "adaptive_interval"), "AAAAAA AAAAAA AAAAAA AAAAAA AAAAAA"),
+    ((1, 4, 2, 2, "fixed_interval"), "ABCD"),
+    ((1, 4, 2, 2, "fixed_group"), "AAAA"),
+]
 
 
-@pytest.mark.parametrize("lda_mode", LDA_MODES)
-def test_sda_groups_are_windows(lda_mode: str) -> None:
-    groups = reference_groups(5, 6, 4, 9, lda_mode, long_distance=False)
-    assert picture(groups, 5, 6) == ["AAAABB", "AAAABB", "AAAABB", "AAAABB", "CCCCDD"]
-    assert places_of(groups, (0, 5)) == [(y, x) for y in range(4) for x in range(2)]
-    assert places_of(groups, (4, 2)) == [(0, 0), (0, 1), (0, 2), (0, 3)]
+@pytest.mark.parametrize(("rule", "expected"), PICTURES)
+def test_groups_look_as_the_paper_draws_them(rule: tuple, expected: str) -> None:
+    *sizes, lda_mode = rule
+    is_small = min(sizes[:2]) <= sizes[2]  # then short and long distance are the same
+    for long_distance in (False,) if lda_mode is None else (True, not is_small):
+        for mode in LDA_MODES if lda_mode is None else [lda_mode]:
+            groups = reference_groups(*sizes, mode, long_distance)
+            assert picture(groups, *sizes[:2]) == expected.split()
 
 
-def test_fixed_interval_groups_span_the_map() -> None:
-    groups = reference_groups(5, 6, 3, 4, "fixed_interval", long_distance=True)
-    assert picture(groups, 5, 6) == ["ABCDAB", "EFGHEF", "IJKLIJ", "MNOPMN", "ABCDAB"]
-    assert places_of(groups, (4, 4)) == [(0, 0), (0, 1), (1, 0), (1, 1)]
-    assert places_of(groups, (3, 1)) == [(0, 0), (0, 1)]
-    assert places_of(groups, (4, 3)) == [(0, 0), (1, 0)]
-
-
-def test_fixed_group_cuts_regions_first() -> None:
-    groups = reference_groups(5, 6, 2, 2, "fixed_group", long_distance=True)
-    assert picture(groups, 5, 6) == ["ABABCD", "EFEFGH", "ABABCD", "EFEFGH", "IJIJKL"]
-    assert places_of(groups, (2, 2)) == [(0, 0), (0, 1), (1, 0), (1, 1)]
-    assert places_of(groups, (3, 5)) == [(0, 0), (1, 0)]
-    assert places_of(groups, (4, 2)) == [(0, 0), (0, 1)]
-
-
-def test_adaptive_interval_depends_on_the_longer_side_only() -> None:
-    # ceil(6 / 4) = 2 and ceil(6 / 2) = 3; the architecture's interval, 99, is not used
-    groups = reference_groups(5, 6, 4, 99, "adaptive_interval", long_distance=True)
-    assert picture(groups, 5, 6) == ["ABABAB", "CDCDCD", "ABABAB", "CDCDCD", "ABABAB"]
-    groups = reference_groups(5, 6, 2, 99, "adaptive_interval", long_distance=True)
-    assert picture(groups, 5, 6) == ["ABCABC", "DEFDEF", "GHIGHI", "ABCABC", "DEFDEF"]
-    groups = reference_groups(6, 5, 2, 99, "adaptive_interval", long_distance=True)
-    assert picture(groups, 6, 5) == ["ABCAB", "DEFDE", "GHIGH", "ABCAB", "DEFDE", "GHIGH"]
-
-
-@pytest.mark.parametrize("lda_mode", ["fixed_interval", "fixed_group"])
-def test_interval_longer_than_the_map_leaves_every_token_alone(lda_mode: str) -> None:
-    groups = reference_groups(5, 6, 3, 8, lda_mode, long_distance=True)
-    assert len(groups) == 30
-    assert all(place == (0, 0) for ((_, place),) in groups)
-
-
-@pytest.mark.parametrize("long_distance", [False, True])
-@pytest.mark.parametrize("group_size", [5, 6, 20])
-def test_small_map_rule(group_size: int, long_distance: bool) -> None:
-    groups = reference_groups(5, 6, group_size, 2, "fixed_interval", long_distance)
-    assert picture(groups, 5, 6) == ["AAAAAB"] * 5
-    assert places_of(groups, (3, 5)) == [(y, 0) for y in range(5)]
-    groups = reference_groups(6, 5, group_size, 2, "fixed_interval", long_distance)
-    assert picture(groups, 6, 5) == ["AAAAA"] * 5 + ["BBBBB"]
-    for lda_mode in ("fixed_group", "adaptive_interval"):
-        groups = reference_groups(5, 6, group_size, 2, lda_mode, long_distance)
-        assert picture(groups, 5, 6) == ["AAAAAA"] * 5
-
-
-def test_small_map_rule_on_one_row() -> None:
-    groups = reference_groups(1, 4, 2, 2, "fixed_interval", long_distance=True)
-    assert picture(groups, 1, 4) == ["ABCD"]
-    groups = reference_groups(1, 4, 2, 2, "fixed_group", long_distance=True)
-    assert picture(groups, 1, 4) == ["AAAA"]
+@pytest.mark.parametrize(
+    ("rule", "token", "expected"),
+    [
+        ((5, 6, 4, 9, "fixed_group", False), (0, 5), [(y, x) for y in range(4) for x in range(2)]),
+        ((5, 6, 4, 9, "fixed_group", False), (4, 2), [(0, 0), (0, 1), (0, 2), (0, 3)]),
+        ((5, 6, 3, 4, "fixed_interval", True), (4, 4), [(0, 0), (0, 1), (1, 0), (1, 1)]),
+        ((5, 6, 3, 4, "fixed_interval", True), (4, 3), [(0, 0), (1, 0)]),
+        ((5, 6, 2, 2, "fixed_group", True), (2, 2), [(0, 0), (0, 1), (1, 0), (1, 1)]),
+        ((5, 6, 2, 2, "fixed_group", True), (3, 5), [(0, 0), (1, 0)]),
+        ((5, 6, 5, 2, "fixed_interval", True), (3, 5), [(y, 0) for y in range(5)]),
+    ],
+)
+def test_places_inside_a_group(rule: tuple, token: Token, expected: list[Token]) -> None:
+    """The places of all members of the group that a token belongs to."""
+    members = next(group for group in reference_groups(*rule) if token in dict(group))
+    assert [place for _, place in members] == expected
 
 
 def sign_bias_state(prefix: str, below: float, above: float) -> dict[str, Tensor]:
@@ -204,11 +185,6 @@ def test_layers_agree_with_torch() -> None:
     torch.testing.assert_close(linear(state, "fc", x), fc(x))
     expected = conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
     torch.testing.assert_close(convolve(state, "conv", x, stride=2, padding=1), expected)
-
-
-def test_zero_pad_appends_at_the_bottom_and_right() -> None:
-    padded = zero_pad(torch.ones(1, 2, 5, 1), 4)
-    assert padded[0, ..., 0].tolist() == [[1, 1, 1, 1, 1, 0, 0, 0]] * 2 + [[0] * 8] * 2
 
 
 def test_backbone_without_blocks_is_the_embedding() -> None:

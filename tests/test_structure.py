@@ -53,6 +53,12 @@ def test_no_module_imports_itself_by_way_of_others():
     assert not circles
 
 
+def test_few_modules_stand_outside_the_folders():
+    assert len(list(PACKAGE.glob("*.py"))) <= 3
+    folders = {path.name for path in PACKAGE.iterdir() if path.is_dir()}
+    assert folders - {"__pycache__"} == {*FOLDERS}
+
+
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_folders_import_downwards(folder):
     above = FOLDERS[FOLDERS.index(folder) + 1 :]

@@ -1,24 +1,28 @@
-"""The tools, as a user runs them: train, kill, resume, test, on one process and on two."""
+"""train.py and test.py: the main job from end to end, and one line for what is wrong."""
 
-import os
+import math
 import pickle
-import runpy
-import signal
-import subprocess
-import sys
-from argparse import Namespace
-from contextlib import nullcontext
+import re
+import shutil
+from argparse import ArgumentParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import NANO_CONFIG, ROOT, metrics_of, tool_main
+from conftest import CONFIGS, NANO_CONFIG, ROOT, apply_options, metrics_of, tool_main
 from mmengine.config import Config
 
 from crossformer_mm.checkpoints.reader import load_file
-from crossformer_mm.engine import launch
+from crossformer_mm.datasets.paths import move_paths
+from crossformer_mm.engine.config import add_cfg_options, load_config
+from crossformer_mm.engine.dist import without_amp
+from crossformer_mm.engine.hooks.loss_check import InvalidLossError, LossCheckHook
+from crossformer_mm.engine.runner import build_runner
 
 TRAIN, TEST = ROOT / "tools/train.py", ROOT / "tools/test.py"
+MASK_RCNN = CONFIGS / "detection/mask-rcnn_crossformer-nano_fpn_toy-coco.py"
+PAGE = (ROOT / "docs/training.md").read_text()
 
 
 def options(data_root: Path, *more: str) -> list[str]:
@@ -27,6 +31,12 @@ def options(data_root: Path, *more: str) -> list[str]:
         "--cfg-options",
         f"data_root={data_root}",
         "train_dataloader.batch_size=4",
+        "train_dataloader.num_workers=0",
+        "train_dataloader.persistent_workers=False",
+        "val_dataloader.num_workers=0",
+        "val_dataloader.persistent_workers=False",
+        "test_dataloader.num_workers=0",
+        "test_dataloader.persistent_workers=False",
         "default_hooks.logger.interval=1",
         "model.test_cfg.score_thr=0.0",
         "train_cfg.val_interval=100",
@@ -35,48 +45,52 @@ def options(data_root: Path, *more: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, toy_coco, run_tool) -> Path:
-    """A work directory after one epoch of training on two processes."""
+def trained(tmp_path_factory, toy_coco) -> Path:
+    """A work directory after three epochs."""
     work_dir = tmp_path_factory.mktemp("trained")
-    result = run_tool(
-        *("bash", ROOT / "tools/dist_train.sh", NANO_CONFIG, 2, "--work-dir", work_dir),
-        *options(toy_coco, "train_cfg.max_epochs=1"),
+    tool_main(
+        *(TRAIN, NANO_CONFIG, "--work-dir", work_dir),
+        *options(toy_coco, "train_cfg.max_epochs=3", "default_hooks.checkpoint.max_keep_ckpts=3"),
     )
-    assert "Epoch(train) [1][2/2]" in result.stdout, result.stdout[-3000:]
-    assert "2 CPU process(es)" in result.stdout or "2 GPU process(es)" in result.stdout
     return work_dir
 
 
 @pytest.mark.families
-def test_one_and_two_processes_give_the_same_metrics(trained, toy_coco, run_tool, tmp_path):
-    checkpoint, found = trained / "epoch_1.pth", {}
-    orders = {1: (checkpoint, 1), 2: (2, checkpoint)}
-    for processes, order in orders.items():
-        work_dir = tmp_path / str(processes)
-        result = run_tool(
-            *("bash", ROOT / "tools/dist_test.sh", NANO_CONFIG, *order),
-            *("--work-dir", work_dir, "--eval", "bbox", *options(toy_coco)),
-        )
-        own = len(load_file(checkpoint)["state_dict"])
-        assert f"Checkpoint: {own} of the model's {own} weights match" in result.stdout
-        metrics = metrics_of(work_dir)
-        found[processes] = {k: v for k, v in metrics.items() if k.startswith("coco/")}
-    assert found[1] == found[2] and "coco/bbox_mAP" in found[1]
-
-
-def predictions(path: Path) -> list[dict]:
-    """What ``--out`` wrote."""
-    return pickle.loads(path.read_bytes())
-
-
-def test_predictions_are_written_drawn_and_changed_by_flipping(
-    trained, toy_coco, run_tool, tmp_path
+def test_training_resumed_at_the_end_of_an_epoch_ends_with_the_same_weights(
+    trained, toy_coco, tmp_path, capsys
 ):
-    run = (sys.executable, TEST, NANO_CONFIG, trained / "epoch_1.pth", "--work-dir", tmp_path)
+    shutil.copy(trained / "epoch_2.pth", tmp_path)
+    (tmp_path / "last_checkpoint").write_text("")  # as if killed while it was being written
+    tool_main(
+        *(TRAIN, NANO_CONFIG, "--work-dir", tmp_path, "--resume"),
+        *options(toy_coco, "train_cfg.max_epochs=3"),
+    )
+    assert f"Resuming from {tmp_path}/epoch_2.pth" in capsys.readouterr().out
+    once, again = (load_file(folder / "epoch_3.pth") for folder in (trained, tmp_path))
+    assert all(torch.equal(w, again["state_dict"][n]) for n, w in once["state_dict"].items())
+
+
+@pytest.mark.families
+def test_one_and_two_processes_give_the_same_metrics(trained, toy_coco, run_tool, tmp_path):
+    checkpoint = trained / "epoch_3.pth"
+    evaluate = ["--eval", "bbox", *options(toy_coco)]
+    run_tool(
+        *("bash", ROOT / "tools/dist_test.sh", NANO_CONFIG, 2, checkpoint),
+        *("--work-dir", tmp_path / "2", *evaluate),
+    )
+    tool_main(TEST, NANO_CONFIG, checkpoint, "--work-dir", tmp_path / "1", *evaluate)
+    one, two = (
+        {k: v for k, v in metrics_of(tmp_path / n).items() if k.startswith("coco/")} for n in "12"
+    )
+    assert one == two and "coco/bbox_mAP" in one
+
+
+def test_predictions_are_written_drawn_and_changed_by_flipping(trained, toy_coco, tmp_path):
+    test = (TEST, NANO_CONFIG, trained / "epoch_3.pth", "--work-dir", tmp_path)
     draw = ("--show-dir", tmp_path / "pictures")
-    run_tool(*run, "--out", tmp_path / "plain.pkl", *draw, *options(toy_coco))
-    run_tool(*run, "--out", tmp_path / "tta.pkl", "--tta", *options(toy_coco))
-    plain, flipped = predictions(tmp_path / "plain.pkl"), predictions(tmp_path / "tta.pkl")
+    tool_main(*test, "--out", tmp_path / "plain.pkl", *draw, *options(toy_coco))
+    tool_main(*test, "--out", tmp_path / "tta.pkl", "--tta", *options(toy_coco))
+    plain, flipped = (pickle.loads((tmp_path / f"{n}.pkl").read_bytes()) for n in ("plain", "tta"))
     assert len(plain) == len(flipped) == 11
     for one, other in zip(plain, flipped, strict=True):
         assert one["img_id"] == other["img_id"]
@@ -86,34 +100,9 @@ def test_predictions_are_written_drawn_and_changed_by_flipping(
     assert drawn == sorted(path.name for path in (toy_coco / "val2017").iterdir())
 
 
-def test_killed_training_goes_on(toy_coco, run_tool, tmp_path):
-    command = [
-        *(sys.executable, "-u", str(TRAIN), str(NANO_CONFIG), "--work-dir", str(tmp_path)),
-        *("--resume", *options(toy_coco, "train_cfg.max_epochs=3")),
-    ]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    ) as training:
-        seen = []
-        for line in training.stdout:
-            seen.append(line)
-            if "Epoch(train) [3][" in line:
-                os.killpg(training.pid, signal.SIGKILL)
-                break
-    assert training.returncode == -signal.SIGKILL, "".join(seen[-30:])
-    assert any("Nothing to resume" in line for line in seen)
-    assert not (tmp_path / "epoch_3.pth").exists()
-    (tmp_path / "last_checkpoint").write_text("")  # as if killed while it was being written
-    result = run_tool(*command)
-    assert f"Resuming from {tmp_path}/epoch_2.pth" in result.stdout
-    assert "Epoch(train) [3][1/4]" in result.stdout
-    assert "Epoch(train) [2][" not in result.stdout
-    assert (tmp_path / "epoch_3.pth").exists()
-
-
 def test_the_shipped_config_trains_on_toy_data(toy_coco, tmp_path):
-    cfg = launch.load_config(
-        str(ROOT / "configs/detection/retinanet_crossformer-s_fpn_1x_coco.py"),
+    cfg = load_config(
+        str(CONFIGS / "detection/retinanet_crossformer-s_fpn_1x_coco.py"),
         {"data_root": str(toy_coco), "train_dataloader.num_workers": 0},
         str(tmp_path),
     )
@@ -123,7 +112,7 @@ def test_the_shipped_config_trains_on_toy_data(toy_coco, tmp_path):
     cfg.train_cfg = dict(type="IterBasedTrainLoop", max_iters=2)
     cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     cfg.default_hooks.checkpoint.update(by_epoch=False, interval=2)
-    runner = launch.build_runner(cfg, "none", all_weights_needed=False)
+    runner = build_runner(cfg, "none", all_weights_needed=False)
     before = {n: p.detach().clone() for n, p in runner.model.named_parameters()}
     runner.train()
     for name, parameter in runner.model.named_parameters():
@@ -135,9 +124,11 @@ def test_the_shipped_config_trains_on_toy_data(toy_coco, tmp_path):
     ("tool", "arguments", "named"),
     [
         (TRAIN, ["nowhere.py"], "config nowhere.py does not exist"),
+        (TRAIN, ["bad.py"], "config bad.py cannot be read"),
         (TRAIN, [NANO_CONFIG, "--pretrained", "no.pth"], "--pretrained no.pth does not exist"),
         (TRAIN, [NANO_CONFIG, "--resume", "no.pth"], "--resume no.pth does not exist"),
         (TRAIN, [NANO_CONFIG, "--cfg-options", "data_root=/no"], "annotation file /no/annot"),
+        (TRAIN, [NANO_CONFIG, "--cfg-options", "no value"], "--cfg-options takes KEY=VALUE"),
         (TRAIN, [NANO_CONFIG, "--work-dir", NANO_CONFIG], "is not a folder: give another --work-"),
         (TEST, [NANO_CONFIG, "no.pth"], "checkpoint no.pth does not exist"),
         (TEST, [NANO_CONFIG, TEST, "--eval", "mask"], "--eval mask: choose from"),
@@ -147,104 +138,122 @@ def test_the_shipped_config_trains_on_toy_data(toy_coco, tmp_path):
 )
 def test_a_wrong_argument_is_named_in_one_line(monkeypatch, tmp_path, tool, arguments, named):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.py").write_text("model = dict(\n")
     with pytest.raises(SystemExit) as exit_info:
-        tool_main(monkeypatch, tool, *arguments)
+        tool_main(tool, *arguments)
     message = exit_info.value.code
-    assert message.startswith("error: ") and named in message and "\n" not in message
-    assert not list(tmp_path.iterdir())
+    assert message.startswith("error: ") and named in message and "\n" not in message.strip()
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.py"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="what is refused without a GPU")
 @pytest.mark.parametrize("tool", [TRAIN, TEST])
-def test_mixed_precision_without_a_gpu_is_refused(monkeypatch, tmp_path, tool):
+def test_mixed_precision_without_a_gpu_is_refused(tool):
     checkpoint = [NANO_CONFIG] if tool is TEST else []
     with pytest.raises(SystemExit, match="error: --amp needs a GPU"):
-        tool_main(monkeypatch, tool, NANO_CONFIG, *checkpoint, "--amp")
+        tool_main(tool, NANO_CONFIG, *checkpoint, "--amp")
 
 
-@pytest.mark.parametrize(
-    ("launcher", "named"), [("pytorch", "RANK: dist_train.sh"), ("slurm", "PROCID: slurm_train.sh")]
-)
-def test_a_launcher_that_did_not_start_the_process_is_named(monkeypatch, launcher, named):
-    monkeypatch.delenv("RANK", raising=False)
-    monkeypatch.delenv("SLURM_PROCID", raising=False)
-    cfg = launch.load_config(str(NANO_CONFIG))
-    with pytest.raises(SystemExit, match=f"^error: --launcher {launcher} needs .*{named}"):
-        launch.build_runner(cfg, launcher, all_weights_needed=False)
-
-
-def test_a_config_that_cannot_be_read_is_named(monkeypatch, tmp_path):
-    (tmp_path / "bad.py").write_text("model = dict(\n")
-    with pytest.raises(SystemExit, match=r"error: config .*bad\.py cannot be read"):
-        tool_main(monkeypatch, TRAIN, tmp_path / "bad.py")
-
-
-def test_a_checkpoint_of_another_model_fails_the_test(trained, toy_coco, run_tool, tmp_path):
-    result = run_tool(
-        *(sys.executable, TEST, ROOT / "configs/detection/retinanet_crossformer-s_fpn_1x_coco.py"),
-        *(trained / "epoch_1.pth", "--work-dir", tmp_path),
-        *("--cfg-options", f"data_root={toy_coco}"),
-        check=False,
-    )
-    assert result.returncode == 1
-    last_line = result.stdout.strip().splitlines()[-1]
-    assert "does not fit this model" in last_line and "another shape" in last_line
+def test_a_checkpoint_of_another_model_fails_the_test(trained, toy_coco, tmp_path):
+    config = CONFIGS / "detection/retinanet_crossformer-s_fpn_1x_coco.py"
+    with pytest.raises(SystemExit, match=r"error: .*does not fit this model.*another shape"):
+        tool_main(
+            *(TEST, config, trained / "epoch_3.pth", "--work-dir", tmp_path),
+            *("--cfg-options", f"data_root={toy_coco}"),
+        )
 
 
 def test_data_root_moves_every_path():
-    cfg = launch.load_config(str(NANO_CONFIG), {"data_root": "elsewhere/coco"})
+    cfg = load_config(str(NANO_CONFIG), {"data_root": "elsewhere/coco"})
     assert cfg.train_dataloader.dataset.data_root == "elsewhere/coco/"
     assert cfg.test_evaluator.ann_file == "elsewhere/coco/annotations/instances_val2017.json"
     assert "data/" not in cfg.pretty_text
-    assert launch.move_paths({"a": ("x/b", ["x/c", 1])}, "x/", "y/") == {"a": ("y/b", ["y/c", 1])}
-
-
-def test_slurm_without_a_gpu_sets_what_torch_reads(monkeypatch):
-    slurm = dict(SLURM_PROCID="3", SLURM_NTASKS="4", SLURM_LOCALID="1")
-    for name in ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        monkeypatch.setenv(name, "")
-        monkeypatch.delenv(name)
-    for name, value in {**slurm, "SLURM_NODELIST": "node[07-08,11],gpu3"}.items():
-        monkeypatch.setenv(name, value)
-    launch._adopt_slurm_environment()
-    found = [os.environ[n] for n in ("MASTER_ADDR", "RANK", "WORLD_SIZE", "LOCAL_RANK")]
-    assert found == ["node07", "3", "4", "1"]
-
-
-@pytest.mark.parametrize(("gpus", "refused"), [(1, False), (2, True), (4, False)])
-def test_slurm_may_show_each_task_its_own_gpu(monkeypatch, gpus, refused):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    monkeypatch.setenv("SLURM_LOCALID", "3")
-    with pytest.raises(SystemExit, match="no GPU") if refused else nullcontext():
-        launch._check_own_gpu("slurm")
-
-
-def options_applied(tool: Path, cfg: Config, **options: object) -> Config:
-    """The config after a tool has written its command line into it."""
-    names = ("pretrained", "amp", "auto_scale_lr", "resume", "out", "show_dir", "tta", "eval")
-    args = Namespace(**{**dict.fromkeys(names), **options})
-    runpy.run_path(str(tool))["apply_options"](cfg, args)
-    return cfg
+    assert move_paths({"a": ("x/b", ["x/c", 1])}, "x/", "y/") == {"a": ("y/b", ["y/c", 1])}
 
 
 def test_resuming_nothing_keeps_the_weights_to_start_from(tmp_path):
-    cfg = launch.load_config(str(NANO_CONFIG), {"load_from": "start.pth"}, str(tmp_path))
-    options_applied(TRAIN, cfg, resume="auto")
+    cfg = load_config(str(NANO_CONFIG), {"load_from": "start.pth"}, str(tmp_path))
+    apply_options(TRAIN, cfg, resume="auto")
     assert (cfg.load_from, cfg.resume) == ("start.pth", False)
     torch.save({}, tmp_path / "epoch_3.pth")
-    options_applied(TRAIN, cfg, resume="auto")
+    apply_options(TRAIN, cfg, resume="auto")
     assert (cfg.load_from, cfg.resume) == (str(tmp_path / "epoch_3.pth"), True)
 
 
 def test_the_config_of_a_resumed_training_can_be_tested(tmp_path):
-    cfg = launch.load_config(str(NANO_CONFIG), {"resume": True}, str(tmp_path))
-    assert options_applied(TEST, cfg, checkpoint=str(NANO_CONFIG)).resume is False
+    cfg = load_config(str(NANO_CONFIG), {"resume": True}, str(tmp_path))
+    assert apply_options(TEST, cfg, checkpoint=str(NANO_CONFIG)).resume is False
 
 
-def test_unused_parameters_are_looked_for_where_the_config_says(monkeypatch):
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend: None)
-    cfg = launch.load_config(str(NANO_CONFIG), {"find_unused_parameters": True})
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    launch._start_processes(cfg, "pytorch")
-    assert cfg.model_wrapper_cfg.find_unused_parameters is True
+def test_metrics_are_chosen_where_the_config_has_classes_for_types(tmp_path):
+    from mmdet.evaluation import CocoMetric
+
+    cfg = load_config(str(MASK_RCNN))
+    cfg.test_evaluator.type = CocoMetric
+    cfg = apply_options(TEST, cfg, checkpoint=str(NANO_CONFIG), eval=["segm"])
+    assert cfg.test_evaluator[0].metric == ["segm"]
+
+
+def documented_options() -> list[tuple[str, str]]:
+    """Of docs/training.md, the sections that show config lines and a command line for the same."""
+    sections = re.findall(r"^## .*?\n(.*?)(?=^## |\Z)", PAGE, re.M | re.S)
+    blocks = [dict(re.findall(r"```(bash|python)\n(.*?)```", text, re.S)) for text in sections]
+    return [(found["python"], found["bash"]) for found in blocks if len(found) == 2]
+
+
+@pytest.mark.parametrize(("lines", "command"), documented_options())
+def test_config_line_and_command_line_say_the_same(tmp_path, lines, command):
+    parser = ArgumentParser()
+    add_cfg_options(parser)
+    parser.add_argument("--amp", action="store_true")
+    args = parser.parse_args(command.split())
+    (tmp_path / "config.py").write_text(f"_base_ = {str(MASK_RCNN)!r}\n{lines}")
+    by_option, by_line = load_config(str(MASK_RCNN), args.cfg_options), tmp_path / "config.py"
+    by_line = load_config(str(by_line), work_dir=by_option.work_dir)
+    if args.amp:
+        by_option.optim_wrapper.update(type="AmpOptimWrapper", loss_scale="dynamic")
+        by_line.optim_wrapper.setdefault("loss_scale", "dynamic")
+    assert by_option.to_dict() == by_line.to_dict() != load_config(str(MASK_RCNN)).to_dict()
+
+
+def check_losses(**losses: float) -> None:
+    outputs = {name: torch.tensor(value) for name, value in losses.items()}
+    LossCheckHook().after_train_iter(SimpleNamespace(iter=12), 0, None, outputs)
+
+
+@pytest.mark.parametrize(
+    ("losses", "named"),
+    [
+        (dict(loss=math.nan, loss_cls=1.0, loss_bbox=math.nan, acc=1.0), "loss_bbox is nan"),
+        (dict(loss=math.nan, loss_cls=math.inf, loss_bbox=-math.inf), "loss_cls is inf, loss_bbox"),
+        (dict(loss=math.inf, loss_cls=3e38, loss_bbox=3e38), "loss is inf"),
+        (dict(loss=math.nan), "loss is nan"),
+    ],
+)
+def test_the_iteration_and_the_invalid_loss_are_named(losses, named):
+    with pytest.raises(InvalidLossError, match=f"stopped at iteration 13: {named}"):
+        check_losses(**losses)
+
+
+def test_values_that_are_no_losses_may_be_anything():
+    check_losses(loss=1.0, decode_acc=math.nan)
+    LossCheckHook().after_train_iter(SimpleNamespace(iter=12), 0, None, None)
+
+
+@pytest.mark.parametrize("checked", [True, False])
+def test_training_stops_at_an_invalid_loss_unless_told_otherwise(toy_coco, tmp_path, checked):
+    command = [TRAIN, NANO_CONFIG, "--work-dir", tmp_path, *options(toy_coco)]
+    command += ["model.bbox_head.loss_cls.loss_weight=1e39", "train_cfg.max_epochs=1"]
+    if checked:
+        with pytest.raises(SystemExit, match="^error: training stopped at iteration 1: .*inf"):
+            tool_main(*command)
+    else:
+        tool_main(*command, "check_loss=False")
+    assert (tmp_path / "epoch_1.pth").exists() != checked
+
+
+def test_mixed_precision_gives_way_on_a_cpu():
+    wrapper = dict(type="AmpOptimWrapper", dtype="bfloat16", loss_scale="dynamic")
+    cfg = Config(dict(optim_wrapper=wrapper))
+    assert without_amp(cfg) and cfg.optim_wrapper == dict(type="OptimWrapper")
+    assert not without_amp(cfg)

@@ -2,33 +2,25 @@
 
 The interpreter has to be chosen before Triton is imported, and would then replace the GPU for every
 later test. So it runs in a process of its own: this file as a script, which prints a line of JSON
-for each case. The interpreter of Triton 3.6 cannot multiply bfloat16 matrices; that is left to the
+for each check. The interpreter of Triton 3.6 cannot multiply bfloat16 matrices; that is left to the
 tests with a GPU.
 """
 
 import json
-import random
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
+from conftest import ROOT
 from torch import Tensor
 
 from crossformer_mm.models.attention import eager, triton
-from crossformer_mm.models.grouping import LDA_MODES, GroupPlan, plan_groups
+from crossformer_mm.models.grouping import GroupPlan
 
-CAN_BUILD = hasattr(torch.library, "custom_op") and find_spec("triton") is not None
-has_operator = pytest.mark.skipif(
-    not hasattr(torch.library, "custom_op"), reason="needs torch 2.4 or later"
-)
-can_interpret = pytest.mark.skipif(not CAN_BUILD, reason="needs Triton and torch 2.4 or later")
-on_gpu = [
-    pytest.mark.cuda,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
-]
+has_operator = hasattr(torch.library, "custom_op") and find_spec("triton") is not None
+can_interpret = pytest.mark.skipif(not has_operator, reason="needs Triton and torch 2.4 or later")
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 1e-2}
 
 
@@ -41,42 +33,34 @@ class Case(NamedTuple):
 
     def __str__(self) -> str:
         sizes = "{}x{} groups {}x{} by {}".format(*self.plan)
-        dtype = str(self.dtype).removeprefix("torch.")
-        return f"{self.batch}x{sizes}, {self.heads}x{self.head_dim}, {dtype}"
-
-
-def random_cases(count: int) -> list[Case]:
-    rng = random.Random(1)
-    cases = []
-    for i in range(count):
-        height, width, group, interval = (rng.randint(2, limit) for limit in (12, 12, 7, 3))
-        plan = plan_groups(height, width, group, interval, LDA_MODES[i % 3], rng.random() < 0.7)
-        cases.append(Case(rng.randint(1, 2), plan, rng.randint(1, 3), rng.choice([16, 32, 64])))
-    return cases
+        return f"{self.batch}x{sizes}, {self.heads}x{self.head_dim}, {self.dtype}"
 
 
 CASES = [
     Case(1, GroupPlan(3, 4, 1, 1, 2), 2, 16),  # groups of one token
-    Case(2, GroupPlan(9, 10, 7, 7, 1), 3, 32),
     Case(2, GroupPlan(8, 9, 4, 4, 2), 2, 32),
+    Case(2, GroupPlan(9, 10, 7, 7, 1), 3, 32),
     Case(1, GroupPlan(8, 8, 8, 8, 1), 1, 64),  # exactly one tile
     Case(1, GroupPlan(13, 5, 13, 5, 1), 1, 32),  # one token more
-    Case(1, GroupPlan(11, 13, 11, 13, 1), 1, 32),
-    Case(1, GroupPlan(19, 21, 10, 11, 2), 1, 16),
-    Case(1, GroupPlan(20, 19, 20, 20, 1), 1, 32, torch.float16),
+    Case(1, GroupPlan(12, 13, 9, 9, 1), 1, 16),  # a long group, and ragged ones beside it
     Case(1, GroupPlan(5, 12, 12, 12, 1), 2, 64),  # mostly padding
     Case(1, GroupPlan(1, 9, 2, 3, 9), 1, 16),  # groups wider than the map, and one token each
-    *random_cases(9),
 ]
-HALF_CASES = [CASES[i]._replace(dtype=torch.float16) for i in (1, 2, 5, 8, 14)]
+SHORT, LONG = (CASES[i]._replace(dtype=torch.float16) for i in (2, 5))
+LARGE_CASES = [
+    Case(2, GroupPlan(200, 320, 25, 40, 8), 3, 32),  # 1000 tokens: a detector's first stage
+    Case(1, GroupPlan(64, 64, 64, 64, 1), 2, 32),  # 4096 tokens
+    Case(1, GroupPlan(64, 63, 64, 64, 1), 8, 16),  # more pairs than the workspace holds
+    Case(4, GroupPlan(56, 56, 7, 7, 8), 3, 32),
+    Case(3, GroupPlan(50, 77, 14, 14, 3), 6, 64),
+]
 
 
 def surrounded_by_nan(x: Tensor) -> Tensor:
     """A contiguous copy of ``x`` in the middle of a buffer that is NaN elsewhere."""
     margin = 4096
     buffer = x.new_full((x.numel() + 2 * margin,), float("nan"))
-    middle = buffer[margin:-margin].view_as(x)
-    return middle.copy_(x)
+    return buffer[margin:-margin].view_as(x).copy_(x)
 
 
 def relative_error(value: Tensor, expected: Tensor) -> float:
@@ -95,33 +79,28 @@ def inputs_of(case: Case, device: str) -> tuple[Tensor, Tensor, Tensor]:
     return tuple(surrounded_by_nan(tensor.to(device)) for tensor in tensors)
 
 
-def differentiate(attention, case: Case, qkv: Tensor, table: Tensor, grad: Tensor) -> list[Tensor]:
+def differentiate(attend, case: Case, qkv: Tensor, table: Tensor, grad: Tensor) -> list[Tensor]:
     """The output and the gradients of qkv and table."""
     qkv, table = qkv.detach().requires_grad_(), table.detach().requires_grad_()
-    output = attention(qkv, table, case.plan, case.heads)
+    output = attend(qkv, table, case.plan, case.heads)
     return [output.detach(), *torch.autograd.grad(output, (qkv, table), grad)]
 
 
-def complaints_about(case: Case, device: str) -> list[str]:
+def complaints_about(case: Case, device: str = "cpu") -> list[str]:
     """What is wrong with the fused operator in one case."""
     qkv, table, grad = inputs_of(case, device)
     # Fills what torch.empty returns with NaN, so that what the kernels leave out shows.
     torch.use_deterministic_algorithms(True)
-    first = differentiate(triton.attend, case, qkv, table, grad)
-    # The interpreter is slow, and half precision sums in the same order.
-    repeat = device != "cpu" or case.dtype == torch.float32
-    second = differentiate(triton.attend, case, qkv, table, grad) if repeat else first
+    first, second = (differentiate(triton.attend, case, qkv, table, grad) for _ in range(2))
     torch.use_deterministic_algorithms(False)
     expected = differentiate(eager.attend, case, qkv.double(), table.double(), grad.double())
-
     complaints = []
     for name, a, b, c in zip(("output", "d qkv", "d table"), first, second, expected, strict=True):
         dtype = torch.float32 if name == "d table" else case.dtype
         if a.shape != c.shape or a.dtype != dtype:
             complaints.append(f"{name} is {a.dtype} {tuple(a.shape)}")
-        error = relative_error(a, c)
-        if not error < TOLERANCE[case.dtype]:
-            complaints.append(f"{name} is off by {error}")
+        if not relative_error(a, c) < TOLERANCE[case.dtype]:
+            complaints.append(f"{name} is off by {relative_error(a, c)}")
         if not torch.equal(a, b):
             complaints.append(f"{name} differs between two runs")
     return complaints
@@ -129,22 +108,20 @@ def complaints_about(case: Case, device: str) -> list[str]:
 
 def check_registration() -> list[str]:
     """Schemas, fake implementations and autograd, as PyTorch's own checks see them."""
+    qkv, table, grad = inputs_of(CASES[3], "cpu")
+    settings = (*CASES[3].plan[2:], CASES[3].heads)
+    output, logsumexp = triton.grouped_attention(qkv, table, *settings)
+    saved = (grad, qkv.detach(), table.detach(), output, logsumexp, *settings)
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     complaints = []
-    for case in (CASES[2], CASES[5]):
-        qkv, table, grad = inputs_of(case, "cpu")
-        settings = (*case.plan[2:], case.heads)
-        output, logsumexp = triton.grouped_attention(qkv, table, *settings)
-        inputs = (qkv.requires_grad_(), table.requires_grad_(), *settings)
-        saved = (grad, qkv.detach(), table.detach(), output, logsumexp, *settings)
-        for operator, arguments in (
-            (triton.grouped_attention, inputs),
-            (triton.grouped_attention_backward, saved),
-        ):
-            checks = ("test_schema", "test_autograd_registration", "test_faketensor")
-            results = torch.library.opcheck(
-                operator, arguments, test_utils=checks, raise_exception=False
-            )
-            complaints += [f"{k}: {v}" for k, v in results.items() if v != "SUCCESS"]
+    for operator, arguments in (
+        (triton.grouped_attention, (qkv.requires_grad_(), table.requires_grad_(), *settings)),
+        (triton.grouped_attention_backward, saved),
+    ):
+        results = torch.library.opcheck(
+            operator, arguments, test_utils=checks, raise_exception=False
+        )
+        complaints += [f"{k}: {v}" for k, v in results.items() if v != "SUCCESS"]
     return complaints
 
 
@@ -160,7 +137,7 @@ def check_compilation(device: str = "cpu", backend: str = "aot_eager") -> list[s
         return triton.attend(qkv, table, plan, 2).square().sum()
 
     complaints = []
-    for height, width in ((9, 12), (10, 14), (17, 11)):
+    for height, width in ((9, 12), (10, 7)):
         case = Case(2, GroupPlan(height, width, 4, 4, 2), 2, 16)
         qkv, table, _ = inputs_of(case, device)
         loss = attend(qkv.requires_grad_(), table.requires_grad_())
@@ -178,20 +155,20 @@ def check_small_workspace() -> list[str]:
     """Take the queries of long groups, and slices of short ones, a few at a time."""
     from crossformer_mm.models.attention import triton_kernels
 
-    usual, triton_kernels.WORKSPACE_BYTES = triton_kernels.WORKSPACE_BYTES, 40_000
+    triton_kernels.WORKSPACE_BYTES, usual = 40_000, triton_kernels.WORKSPACE_BYTES
     try:
-        return complaints_about(HALF_CASES[2], "cpu") + complaints_about(HALF_CASES[0], "cpu")
+        return complaints_about(SHORT) + complaints_about(LONG)
     finally:
         triton_kernels.WORKSPACE_BYTES = usual
 
 
 def check_second_derivatives() -> list[str]:
     """They are those of the formula."""
-    qkv, table, grad = inputs_of(CASES[2], "cpu")
+    qkv, table, grad = inputs_of(CASES[1], "cpu")
 
     def second(attend) -> list[Tensor]:
         inputs = [qkv.detach().requires_grad_(), table.detach().requires_grad_()]
-        output = attend(*inputs, CASES[2].plan, CASES[2].heads)
+        output = attend(*inputs, CASES[1].plan, CASES[1].heads)
         first = torch.autograd.grad(output, inputs, grad, create_graph=True)
         return list(torch.autograd.grad(sum(g.square().sum() for g in first), inputs))
 
@@ -205,15 +182,14 @@ CHECKS = {
     "small workspace": check_small_workspace,
     "registration": check_registration,
     "compilation": check_compilation,
-    **{str(case): lambda case=case: complaints_about(case, "cpu") for case in CASES + HALF_CASES},
+    **{str(case): lambda case=case: complaints_about(case) for case in [*CASES, SHORT, LONG]},
 }
 
 
 @pytest.fixture(scope="module")
 def interpreted(run_tool) -> dict[str, list[str]]:
     """The complaints of every check, computed by Triton's interpreter on the CPU."""
-    root = Path(__file__).resolve().parents[1]
-    result = run_tool(sys.executable, __file__, TRITON_INTERPRET="1", PYTHONPATH=str(root))
+    result = run_tool(sys.executable, __file__, TRITON_INTERPRET="1", PYTHONPATH=str(ROOT))
     lines = [line for line in result.stdout.splitlines() if line.startswith('{"check"')]
     return {entry["check"]: entry["complaints"] for entry in map(json.loads, lines)}
 
@@ -225,8 +201,7 @@ def test_interpreted(interpreted, check):
 
 
 @can_interpret
-@pytest.mark.parametrize("capability, dtype", [(80, torch.float32), (90, torch.bfloat16)], ids=str)
-def test_kernels_compile_without_a_gpu(monkeypatch, tmp_path, capability, dtype):
+def test_kernels_compile_without_a_gpu(monkeypatch, tmp_path):
     """The interpreter lets pass what the compiler refuses, such as loop variables of two types."""
     compiler = pytest.importorskip(
         "triton", "3.6", reason="needs the compiler of Triton 3.6 or later"
@@ -237,8 +212,7 @@ def test_kernels_compile_without_a_gpu(monkeypatch, tmp_path, capability, dtype)
     from crossformer_mm.models.attention import triton_kernels
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    data = {torch.float32: "*fp32", torch.bfloat16: "*bf16"}[dtype]
-    types = dict.fromkeys(("grad_output", "qkv", "output", "grad_qkv"), data)
+    types = dict.fromkeys(("grad_output", "qkv", "output", "grad_qkv"), "*bf16")
     types.update(dict.fromkeys(triton_kernels.SIZES, "i32"))
     values = dict(SCALE=0.25, HEAD_DIM=16, BLOCK=32, BLOCK_M=64, BLOCK_N=32)
     types.update(dict.fromkeys(values, "constexpr"))
@@ -247,27 +221,19 @@ def test_kernels_compile_without_a_gpu(monkeypatch, tmp_path, capability, dtype)
     for kernel in kernels:
         signature = {name: types.get(name, "*fp32") for name in kernel.arg_names}
         constants = {name: values[name] for name in kernel.arg_names if name in values}
-        source = ASTSource(kernel, signature, constants)
-        compiler.compile(source, target=GPUTarget("cuda", capability, 32))
+        compiler.compile(ASTSource(kernel, signature, constants), GPUTarget("cuda", 80, 32))
 
 
-@pytest.mark.parametrize(
-    ("device", "head_dims", "dtype", "reason"),
-    [
-        ("cpu", 32, torch.float32, "NVIDIA GPU"),
-        ("meta", 32, torch.float32, "NVIDIA GPU"),
-        ("cpu", 48, torch.float16, "48 channels"),
-        ("cpu", 32, torch.float64, "float64"),
-    ],
-)
 @can_interpret
-def test_why_it_cannot_run(monkeypatch, device, head_dims, dtype, reason):
+def test_why_it_cannot_run(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    x = torch.empty(1, 4, 4, 2 * head_dims, device=device, dtype=dtype)
-    assert reason in triton.can_run(x, GroupPlan(4, 4, 4, 4, 1), 2)
+    x, plan = torch.empty(1, 4, 4, 96), GroupPlan(4, 4, 4, 4, 1)
+    assert "NVIDIA GPU" in triton.can_run(x, plan, 3)
+    assert "48 channels" in triton.can_run(x, plan, 2)
+    assert "float64" in triton.can_run(x.double(), plan, 3)
 
 
-@has_operator
+@can_interpret
 def test_shapes_that_do_not_belong_together_are_refused():
     qkv, table, plan = torch.zeros(1, 4, 4, 96), torch.zeros(7, 7, 1), GroupPlan(4, 4, 4, 4, 1)
     with pytest.raises(ValueError, match="bias table"):
@@ -276,18 +242,9 @@ def test_shapes_that_do_not_belong_together_are_refused():
         triton.attend(qkv, table, plan, 3)
 
 
-LARGE_CASES = [
-    Case(2, GroupPlan(200, 320, 25, 40, 8), 3, 32),  # 1000 tokens: a detector's first stage
-    Case(1, GroupPlan(64, 64, 64, 64, 1), 2, 32),  # 4096 tokens
-    Case(1, GroupPlan(64, 63, 64, 64, 1), 8, 16),  # more pairs than the workspace holds
-    Case(4, GroupPlan(56, 56, 7, 7, 8), 3, 32),
-    Case(3, GroupPlan(50, 77, 14, 14, 3), 6, 64),
-]
-
-
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 class TestOnGpu:
-    pytestmark = on_gpu
-
     @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
     @pytest.mark.parametrize("case", CASES + LARGE_CASES, ids=str)
     def test_same_as_plain(self, case, dtype):
@@ -300,13 +257,12 @@ class TestOnGpu:
         from crossformer_mm.models.attention import triton_kernels
 
         kernel, device = triton_kernels._one_tile_forward_kernel, torch.cuda.current_device()
-        before = None
+        compiled = set()
         for side in (7, 14, 16, 33, 64):
             case = Case(1, GroupPlan(side, side, 7, 7, 1), 2, 32)
             differentiate(triton.attend, case, *inputs_of(case, "cuda"))
-            compiled = len(kernel.device_caches[device][0])
-            assert before in (None, compiled)
-            before = compiled
+            compiled.add(len(kernel.device_caches[device][0]))
+        assert len(compiled) == 1
 
     def test_memory_is_linear_in_the_area(self):
         def peak(side: int) -> int:
@@ -317,15 +273,9 @@ class TestOnGpu:
             differentiate(triton.attend, case, *inputs)
             return torch.cuda.max_memory_allocated() - before
 
-        small, large = peak(448), peak(896)
-        assert large < 4.1 * small
-
-
-def main() -> None:
-    """Print the complaints of each check as a line of JSON."""
-    for name, check in CHECKS.items():
-        print(json.dumps(dict(check=name, complaints=check())), flush=True)
+        assert peak(896) < 4.1 * peak(448)
 
 
 if __name__ == "__main__":
-    main()
+    for name, check in CHECKS.items():
+        print(json.dumps(dict(check=name, complaints=check())), flush=True)
