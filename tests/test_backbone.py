@@ -20,7 +20,7 @@ from crossformer_mm.models import (
     GroupedAttention,
 )
 from crossformer_mm.models.architectures import ARCH_ZOO, SHORT_NAMES
-from crossformer_mm.models.block import DropPath
+from crossformer_mm.models.block import DropPath, Mlp
 from crossformer_mm.models.grouping import plan_groups
 from crossformer_mm.models.state_dict import find_architecture, shapes_of
 
@@ -367,6 +367,17 @@ def test_drop_path_drops_samples_and_keeps_the_expectation() -> None:
     assert dropped.double().mean().item() == pytest.approx(0.25, abs=0.015)
     assert torch.allclose(factors[~dropped], torch.tensor(4 / 3))
     assert torch.equal(layer.eval()(x, x), 2 * x)
+
+
+@torch.no_grad()
+def test_the_mlp_of_a_large_map_gives_the_same_in_pieces():
+    torch.manual_seed(0)
+    mlp, x = Mlp(16, 64), torch.randn(1, 400, 340, 16)
+    pieces = []
+    mlp.act.register_forward_hook(lambda layer, inputs, output: pieces.append(len(output)))
+    found = mlp(x)
+    assert len(pieces) > 1 and sum(pieces) == 400 * 340
+    torch.testing.assert_close(found, mlp.fc2(mlp.act(mlp.fc1(x))), rtol=0, atol=1e-6)
 
 
 def test_drop_path_scales_exactly_in_bfloat16() -> None:
