@@ -1,6 +1,7 @@
 """What several tests share: the repository's folders, a tiny data set, and running the tools."""
 
 import json
+import logging
 import os
 import runpy
 import subprocess
@@ -49,6 +50,7 @@ def apply_options(tool: Path, cfg: Config, **options: object) -> Config:
 def forget_mmengines_instances():
     """Let no test see the loggers, visualizers and scopes that an earlier one left behind."""
     yield
+    logging.disable(logging.NOTSET)  # some tools keep their libraries quiet
     from mmengine.utils import ManagerMixin
 
     kinds = [ManagerMixin]
