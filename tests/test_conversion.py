@@ -51,7 +51,7 @@ def as_in_mmpretrain(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @pytest.mark.families
-def test_the_authors_classifier_becomes_mmpretrains(monkeypatch, capsys, tmp_path):
+def test_the_authors_classifier_becomes_mmpretrains(capsys, tmp_path):
     weights, source, new = old.classifier_weights("tiny"), tmp_path / "w.pth", tmp_path / "new.pth"
     old.save_classifier(source, {**weights, **old.v1_buffers(weights)})
     tool_main(CONVERT, source, new)
@@ -147,7 +147,7 @@ def test_weights_of_any_type_and_memory_are_written_alone(convert, tmp_path, suf
     assert (new.read_bytes()[8:9] == b"{") == (suffix == "safetensors")
 
 
-def test_a_config_gives_the_backbone_of_a_classifier_to_a_dense_model(monkeypatch, tmp_path):
+def test_a_config_gives_the_backbone_of_a_classifier_to_a_dense_model(tmp_path):
     weights = old.classifier_weights("small")
     old.save_classifier(tmp_path / "w.pth", weights)
     paths = (tmp_path / "w.pth", tmp_path / "new.pth")

@@ -234,7 +234,7 @@ DAMAGED: dict[str, tuple[Builder, str]] = {
 
 @pytest.mark.families
 @pytest.mark.parametrize("name", [*ATTACKS, *DAMAGED])
-def test_a_file_is_refused_in_one_line_and_does_nothing(monkeypatch, tmp_path, name):
+def test_a_file_is_refused_in_one_line_and_does_nothing(tmp_path, name):
     make, said = {**ATTACKS, **DAMAGED}[name]
     path, trace = tmp_path / "w.pth", tmp_path / "ran"
     make(path, trace)
@@ -263,7 +263,7 @@ def test_the_hostile_files_would_run(tmp_path):
 
 
 @pytest.mark.parametrize("option", ["--pretrained", "--resume", "test"])
-def test_a_hostile_file_ends_the_tools_in_one_line(monkeypatch, toy_coco, tmp_path, option):
+def test_a_hostile_file_ends_the_tools_in_one_line(toy_coco, tmp_path, option):
     path, trace = tmp_path / "hostile.pth", tmp_path / "ran"
     ATTACKS["as config"][0](path, trace)
     tool, options = ("test", [path]) if option == "test" else ("train", [option, path])

@@ -99,7 +99,7 @@ def test_overlays_are_drawn(predict, toy_data_roots, tmp_path):
     assert shapes == sorted(image.shape[:2] for image in images)
 
 
-def test_masks_cannot_be_averaged(monkeypatch):
+def test_masks_cannot_be_averaged():
     config = CONFIGS / "detection/mask-rcnn_crossformer-nano_fpn_toy-coco.py"
     with pytest.raises(SystemExit, match="^error: --tta needs 'tta_model' in the config$"):
         tool_main(TEST, config, TEST, "--tta")

@@ -77,7 +77,7 @@ def write_data(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("metric", "least"), [("accuracy/top1", 100), ("mIoU", 80)])
-def test_a_model_of_another_task_learns_is_tested_and_drawn(metric, least, monkeypatch, tmp_path):
+def test_a_model_of_another_task_learns_is_tested_and_drawn(metric, least, tmp_path):
     write_data(tmp_path)
     config, work, pictures = (tmp_path / name for name in ("config.py", "work", "pictures"))
     config.write_text((COMMON + CONFIGS[metric] + DATASETS).replace("DATA", str(tmp_path)))

@@ -210,7 +210,7 @@ def test_bad_arguments_are_named(name, tmp_path):
 
 
 @each_dataset
-def test_the_command(name, tmp_path, monkeypatch, capsys):
+def test_the_command(name, tmp_path, capsys):
     arguments = (name, tmp_path / "out", "--train", 2, "--val", 1, "--size", *SIZE, "--seed", 3)
     tool_main(TOOL, *arguments)
     said = capsys.readouterr().out
