@@ -101,6 +101,7 @@ def build_inferencer(cfg: Config, checkpoint_file: str, device: str) -> object:
 def predict(inferencer: object, file: Path, color_type: str, score_thr: float) -> tuple:
     """Predict on a file: the picture (H, W, 3), blue first, and what the JSON file says."""
     with Image.open(file) as opened:  # OpenCV fills the missing end of a file with grey
+        opened.draft("L", (1, 1))  # where the format can, the smallest is enough to see the end
         opened.load()
     image = mmcv.imread(file, color_type)
     rgb = np.dstack([image] * 3)[..., 2::-1].clip(0, 255).astype(np.uint8)  # of 1, 3 or more
