@@ -369,15 +369,18 @@ def test_drop_path_drops_samples_and_keeps_the_expectation() -> None:
     assert torch.equal(layer.eval()(x, x), 2 * x)
 
 
-@torch.no_grad()
 def test_the_mlp_of_a_large_map_gives_the_same_in_pieces():
     torch.manual_seed(0)
-    mlp, x = Mlp(16, 64), torch.randn(1, 400, 340, 16)
+    mlp, x = Mlp(16, 64), torch.randn(1, 400, 340, 16, requires_grad=True)
     pieces = []
     mlp.act.register_forward_hook(lambda layer, inputs, output: pieces.append(len(output)))
     found = mlp(x)
     assert len(pieces) > 1 and sum(pieces) == 400 * 340
-    torch.testing.assert_close(found, mlp.fc2(mlp.act(mlp.fc1(x))), rtol=0, atol=1e-6)
+    expected = mlp.fc2(mlp.act(mlp.fc1(x)))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    inputs = [x, *mlp.parameters()]
+    gradients = [torch.autograd.grad(y.square().mean(), inputs) for y in (found, expected)]
+    torch.testing.assert_close(*gradients)
 
 
 def test_drop_path_scales_exactly_in_bfloat16() -> None:

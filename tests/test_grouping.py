@@ -58,7 +58,7 @@ def groups_of_rectangles(plan: GroupPlan, at_once: int) -> list[Group]:
     found = []
     for rectangle in rectangles(plan):
         for piece in split_rectangle(rectangle, at_once):
-            groups = take_groups(positions, plan, piece, 1, 1)[0, :, 0, :, 0]
+            groups = take_groups(positions, plan, piece, 1, 1)[0, 0, ..., 0]
             assert groups.shape == (piece.groups, piece.group_tokens)
             columns = piece.columns.members
             found += [

@@ -33,8 +33,8 @@ class DropPath(nn.Module):
 class Mlp(nn.Module):
     """Two linear layers with a GELU between.
 
-    Without gradients a large map goes through them piece by piece, and hooks see the pieces: the
-    hidden values of all of it would take most of the memory, and twice the time to write and read.
+    On a CPU a large map goes through them piece by piece, and hooks see the pieces: the hidden
+    values of all of it would not stay in the cache, and without gradients take most of the memory.
     """
 
     def __init__(self, embed_dims: int, hidden: int) -> None:
@@ -47,7 +47,7 @@ class Mlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C)."""
         values = x.numel() // x.shape[-1] * self.hidden
-        if torch.is_grad_enabled() or values < HIDDEN_OF_LARGE_MAPS or why_not(x):
+        if values < HIDDEN_OF_LARGE_MAPS or x.device.type != "cpu" or why_not(x):
             return self.fc2(self.act(self.fc1(x)))
         pieces = x.flatten(0, -2).split(max(1, HIDDEN_AT_ONCE // self.hidden))
         return torch.cat([self.fc2(self.act(self.fc1(piece))) for piece in pieces]).view_as(x)

@@ -168,7 +168,7 @@ def _view_groups(
 ) -> Tensor:
     """View the groups of a rectangle, by head, in their map (B, H, W, parts * C), contiguous.
 
-    (parts, B, region y, offset y, region x, offset x, heads, member y, member x, C / heads).
+    (parts, heads, B, region y, offset y, region x, offset x, member y, member x, C / heads).
     """
     batch, _, width, channels = x.shape
     sizes, strides, start = [batch], [x.stride(0)], x.storage_offset()
@@ -179,7 +179,7 @@ def _view_groups(
         start += (part.regions.start * group * plan.interval + part.offsets.start) * stride
     view = x.as_strided([*sizes, channels], [*strides, 1], start)
     view = view.unflatten(-1, (parts, num_heads, channels // (parts * num_heads)))
-    return view.permute(7, 0, 1, 3, 4, 6, 8, 2, 5, 9)
+    return view.permute(7, 8, 0, 1, 3, 4, 6, 2, 5, 9)
 
 
 def take_groups(
@@ -187,15 +187,15 @@ def take_groups(
 ) -> Tensor:
     """Copy the groups of a rectangle out of their map, by head, for ``parts`` such as q, k and v.
 
-    (B, H, W, parts * C), contiguous -> (parts, groups, heads, tokens, C / heads), with the groups
+    (B, H, W, parts * C), contiguous -> (parts, heads, groups, tokens, C / heads), with the groups
     of all images one after another.
     """
     view = _view_groups(x, plan, rectangle, parts, num_heads)
-    shape = (parts, -1, num_heads, rectangle.group_tokens, view.shape[-1])
+    shape = (parts, num_heads, -1, rectangle.group_tokens, view.shape[-1])
     return view.reshape(shape).contiguous()
 
 
 def put_groups(groups: Tensor, x: Tensor, plan: GroupPlan, rectangle: Rectangle) -> None:
-    """Undo :func:`take_groups`: write (parts, groups, heads, tokens, C / heads) into the map."""
-    view = _view_groups(x, plan, rectangle, groups.shape[0], groups.shape[2])
+    """Undo :func:`take_groups`: write (parts, heads, groups, tokens, C / heads) into the map."""
+    view = _view_groups(x, plan, rectangle, *groups.shape[:2])
     view.copy_(groups.reshape(view.shape))

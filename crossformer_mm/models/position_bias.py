@@ -1,5 +1,7 @@
 """Dynamic position bias (CrossFormer, section 3.3): a small MLP turns offsets into biases."""
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -60,6 +62,17 @@ def expand_rows(table: Tensor, rows: range) -> Tensor:
     starts = [height - 1 - yi for yi in rows]
     bias = torch.stack([columns[:, :, start : start + height] for start in starts], dim=1)
     return bias.view(-1, len(rows) * width, height * width)
+
+
+def split_table(
+    table: Tensor, heads_at_once: int, rows_at_once: int
+) -> Iterator[tuple[slice, range, slice]]:
+    """Cut what :func:`expand_table` gives: heads, rows of the group, and the queries in them."""
+    height, width = (table.shape[0] + 1) // 2, (table.shape[1] + 1) // 2
+    for head in range(0, table.shape[-1], heads_at_once):
+        for row in range(0, height, rows_at_once):
+            rows = range(row, min(row + rows_at_once, height))
+            yield slice(head, head + heads_at_once), rows, slice(row * width, rows.stop * width)
 
 
 def sum_rows(bias: Tensor, rows: range, into: Tensor) -> None:

@@ -16,7 +16,7 @@ from crossformer_mm.models.attention import sdpa
 from crossformer_mm.models.attention.eager import differentiable_gradients
 from crossformer_mm.models.attention.rectangles import Attention, attend_in_rectangles
 from crossformer_mm.models.grouping import GroupPlan, Rectangle
-from crossformer_mm.models.position_bias import expand_rows, expand_table, sum_rows
+from crossformer_mm.models.position_bias import expand_rows, expand_table, split_table, sum_rows
 
 # Numbers of scores and of values of the bias; chosen with tools/benchmark.py.
 SCORES_AT_ONCE = 2**21
@@ -42,7 +42,7 @@ class _ChunkedAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, table: Tensor, qkv: Tensor) -> Tensor:
         ctx.save_for_backward(table, qkv)
-        return sdpa.fused_by_rows(table, qkv)
+        return sdpa.fused_in_pieces(table, qkv)
 
     @staticmethod
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -62,29 +62,35 @@ def _backward(table: Tensor, qkv: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]
     With P the softmax of the scores S, the gradients are dV = P' dO, dP = dO V',
     dS = P * (dP - rowsum(P * dP)), dQ = dS K and dK = dS' Q, and the bias gets the sum of dS.
     """
-    grad_table, gradients = table.new_zeros(table.shape), qkv.new_empty(qkv.shape)
-    # (groups * heads, tokens, C / heads)
+    grad_table, gradients = table.new_zeros(table.shape), torch.empty_like(qkv)
+    groups, tokens = qkv.shape[2:4]
+    # (heads * groups, tokens, C / heads)
     q, k, v = qkv.flatten(1, 2)
-    dq, dk, dv = gradients.view(3, *q.shape)
+    dq, dk, dv = gradients.flatten(1, 2)
     d_out = grad.flatten(0, 1)
     scale = q.shape[-1] ** -0.5
-    for rows, queries in sdpa.split_queries(table, BIAS_AT_ONCE):
-        bias = expand_rows(table, rows)
+    heads_at_once = max(1, BIAS_AT_ONCE // (groups * tokens**2))
+    rows_at_once = max(1, BIAS_AT_ONCE // (tokens * (table.shape[1] + 1) // 2))
+    for heads, rows, queries in split_table(table, heads_at_once, rows_at_once):
+        bias = expand_rows(table[..., heads], rows)
         d_bias = torch.zeros_like(bias)
         beta = int(rows.start > 0)  # the first rows write, the others add
-        at_once = max(1, SCORES_AT_ONCE // bias.numel()) * len(bias)
-        for first in range(0, len(q), at_once):
-            some = slice(first, min(first + at_once, len(q)))
-            copies = (some.stop - first) // len(bias)
-            scores = torch.baddbmm(
-                bias.repeat(copies, 1, 1), q[some, queries], k[some].mT, alpha=scale
-            )
-            p = scores.softmax(dim=-1)
+        step = len(bias) * min(groups, max(1, SCORES_AT_ONCE // bias.numel()))
+        start, stop = heads.start * groups, (heads.start + len(bias)) * groups
+        # Memory that is asked for anew in each round would cost a fifth of the time.
+        buffers = bias.new_empty(3, step, *bias.shape[1:])
+        for first in range(start, stop, step):
+            some = slice(first, min(first + step, stop))
+            s, p, ds = buffers[:, : some.stop - first]
+            by_head = (len(bias), -1, *bias.shape[1:])
+            s.view(by_head).copy_(bias[:, None])
+            s.baddbmm_(q[some, queries], k[some].mT, alpha=scale)
+            torch.softmax(s, dim=-1, out=p)
             dv[some].baddbmm_(p.mT, d_out[some, queries], beta=beta)
-            dp = torch.bmm(d_out[some, queries], v[some].mT, out=scores)
-            ds = torch._softmax_backward_data(dp, p, -1, p.dtype)
-            d_bias += ds.view(copies, *bias.shape).sum(dim=0)
-            dq[some, queries].baddbmm_(ds, k[some], beta=0, alpha=scale)
+            dp = torch.bmm(d_out[some, queries], v[some].mT, out=s)
+            torch._softmax_backward_data(dp, p, -1, p.dtype, grad_input=ds)
+            d_bias += ds.view(by_head).sum(dim=1)
+            dq[some, queries] = torch.bmm(ds, k[some]).mul_(scale)
             dk[some].baddbmm_(ds.mT, q[some, queries], beta=beta, alpha=scale)
-        sum_rows(d_bias, rows, into=grad_table)
+        sum_rows(d_bias, rows, into=grad_table[..., heads])
     return grad_table, gradients

@@ -15,7 +15,7 @@ from crossformer_mm.models.grouping import (
 )
 from crossformer_mm.models.position_bias import crop_table
 
-# (3, groups, heads, tokens, C / heads) -> (groups, heads, tokens, C / heads)
+# (3, heads, groups, tokens, C / heads) -> (heads, groups, tokens, C / heads)
 Attention = Callable[[Tensor], Tensor]
 
 
@@ -83,7 +83,7 @@ class _PutGroups(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, plan, pieces, *groups: Tensor) -> Tensor:
-        parts, count, num_heads, _, head_dims = groups[0].shape
+        parts, num_heads, count, _, head_dims = groups[0].shape
         ctx.settings = (plan, pieces, parts, num_heads)
         batch = count // pieces[0].groups
         x = groups[0].new_empty(batch, plan.height, plan.width, parts * num_heads * head_dims)

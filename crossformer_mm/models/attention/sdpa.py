@@ -4,6 +4,7 @@ A group of a few dozen tokens is too small for the fused kernel of a CPU, which 
 another: there, as many are multiplied at once as stay in the processor's cache.
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from crossformer_mm.models.attention.rectangles import Attention, attend_in_rectangles, why_not
 from crossformer_mm.models.grouping import GroupPlan, Rectangle
-from crossformer_mm.models.position_bias import expand_rows, expand_table
+from crossformer_mm.models.position_bias import expand_rows, expand_table, split_table
 
 # Numbers of scores and of values of the bias; chosen with tools/benchmark.py.
 SCORES_AT_ONCE = 2**18
@@ -36,38 +37,31 @@ def attention_for(table: Tensor, rectangle: Rectangle) -> Attention:
         return partial(multiply, expand_table(table))
     if rectangle.group_tokens**2 * table.shape[-1] <= BIAS_AT_ONCE:
         return partial(_fused, expand_table(table))
-    return partial(fused_by_rows, table)
+    return partial(fused_in_pieces, table)
 
 
 def multiply(bias: Tensor, qkv: Tensor) -> Tensor:
     """Attention with the bias (heads, tokens, tokens)."""
     q, k, v = qkv
     scores = (q * q.shape[-1] ** -0.5) @ k.mT
-    scores += bias.to(scores.dtype)
+    scores += bias[:, None].to(scores.dtype)
     return scores.softmax(dim=-1) @ v
 
 
-def _fused(bias: Tensor, qkv: Tensor) -> Tensor:
-    # A bias wider than q is silently wrong in some of PyTorch's fused kernels.
-    return F.scaled_dot_product_attention(*qkv, attn_mask=bias.to(qkv.dtype)[None])
-
-
-def fused_by_rows(table: Tensor, qkv: Tensor) -> Tensor:
-    """Attention with some rows of queries at a time, so that their bias stays small."""
+def _fused(bias: Tensor, qkv: Sequence[Tensor]) -> Tensor:
     q, k, v = qkv
-    pieces = [
-        F.scaled_dot_product_attention(
-            q[:, :, queries], k, v, attn_mask=expand_rows(table, rows).to(q.dtype)[None]
-        )
-        for rows, queries in split_queries(table, BIAS_AT_ONCE)
-    ]
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
+    # A bias wider than q is silently wrong in some of PyTorch's fused kernels.
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias[:, None].to(q.dtype))
 
 
-def split_queries(table: Tensor, bias_at_once: int) -> list[tuple[range, slice]]:
-    """Rows of query tokens whose bias has at most that many values, and their tokens."""
-    height, width = (table.shape[0] + 1) // 2, (table.shape[1] + 1) // 2
-    step = min(height, max(1, bias_at_once // (table.shape[-1] * width * height * width)))
-    starts = range(0, height, step)
-    rows = [range(start, min(start + step, height)) for start in starts]
-    return [(some, slice(some.start * width, some.stop * width)) for some in rows]
+def fused_in_pieces(table: Tensor, qkv: Tensor) -> Tensor:
+    """Attention with some heads and rows of queries at a time, so that their bias stays small."""
+    output = torch.empty_like(qkv[0])
+    tokens = qkv.shape[-2]
+    heads_at_once = max(1, BIAS_AT_ONCE // tokens**2)
+    rows_at_once = max(1, BIAS_AT_ONCE // (tokens * (table.shape[1] + 1) // 2))
+    for heads, rows, queries in split_table(table, heads_at_once, rows_at_once):
+        q, k, v = qkv[:, heads]
+        bias = expand_rows(table[..., heads], rows)
+        output[heads, :, queries] = _fused(bias, (q[:, :, queries], k, v))
+    return output
