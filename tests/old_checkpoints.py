@@ -8,11 +8,12 @@ built from the settings of the authors' models.
 import sys
 import zlib
 from collections import OrderedDict
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -31,10 +32,7 @@ def expand(name: str, entries: Shapes) -> Shapes:
 
 
 def layer(name: str, *shape: int) -> Shapes:
-    """A layer of torch.nn with a bias.
-
-    If it ends with ``.conv``, of ConvModule without norm, mmcv/cnn/bricks/conv_module.py.
-    """
+    """A layer of torch.nn with a bias; its name ends with ``.conv`` in a ConvModule of mmcv."""
     return expand(name, {"weight": shape, "bias": shape[:1]})
 
 
@@ -104,10 +102,8 @@ def semantic_fpn(c: list[int], classes: int = 150) -> Shapes:
 
 
 def upernet(c: list[int], classes: int = 150) -> Shapes:
-    """mmseg/models/decode_heads: uper_head.py, psp_head.py (PPM) and, auxiliary, fcn_head.py.
-
-    ``conv_seg`` is BaseDecodeHead's, in decode_head.py.
-    """
+    """mmseg/models/decode_heads: uper_head.py, psp_head.py (PPM), fcn_head.py (auxiliary), and
+    decode_head.py (``conv_seg``)."""
     return {
         **layer("decode_head.conv_seg", classes, 512, 1, 1),
         **conv_bn("decode_head.psp_modules.#4.1", 512, c[3], 1, 1),
@@ -124,6 +120,9 @@ def upernet(c: list[int], classes: int = 150) -> Shapes:
 
 DENSE = {f.__name__: f for f in (retinanet, mask_rcnn, cascade_mask_rcnn, semantic_fpn, upernet)}
 
+# Of what holds tensors: the same names, types and values, to the last bit.
+assert_same = partial(torch.testing.assert_close, rtol=0, atol=0)
+
 
 def fill(shapes: Shapes) -> dict[str, Tensor]:
     """Values that differ between any two entries."""
@@ -133,24 +132,28 @@ def fill(shapes: Shapes) -> dict[str, Tensor]:
     }
 
 
-def _fill_backbone(arch: str | dict) -> dict[str, Tensor]:
+@lru_cache(maxsize=1)
+def _fill_backbone(arch: str) -> dict[str, Tensor]:
     with torch.device("meta"):
         own = CrossFormer(arch, final_norm=True).state_dict()
     return fill({name: tuple(value.shape) for name, value in own.items()})
 
 
-_fill_published = lru_cache(maxsize=1)(_fill_backbone)
-
-
-def backbone_weights(arch: str | dict, final_norm: bool = False) -> dict[str, Tensor]:
-    weights = (_fill_published if isinstance(arch, str) else _fill_backbone)(arch)
+def backbone_weights(arch: str, final_norm: bool = False) -> dict[str, Tensor]:
+    weights = _fill_backbone(arch)
     return {n: v for n, v in weights.items() if final_norm or not n.startswith("norm.")}
 
 
-def classifier_weights(arch: str | dict, classes: int = 1000) -> dict[str, Tensor]:
+def classifier_weights(arch: str, classes: int = 1000) -> dict[str, Tensor]:
     """The authors' classifier: the backbone's names as they are, and ``head``."""
     backbone = backbone_weights(arch, final_norm=True)
     return {**backbone, **fill(layer("head", classes, len(backbone["norm.weight"])))}
+
+
+def as_in_mmpretrain(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The authors' names of a classifier, renamed by hand."""
+    renamed = {"head.weight": "head.fc.weight", "head.bias": "head.fc.bias"}
+    return {renamed.get(name, f"backbone.{name}"): value for name, value in weights.items()}
 
 
 def dense_weights(kind: str, arch: str, classes: int) -> dict[str, Tensor]:
@@ -183,10 +186,9 @@ class CfgNode(dict):
 
 def save_classifier(path: Path, weights: dict[str, Tensor]) -> None:
     """Write what the authors' classification code saves, optimizer included."""
-    parameters = [nn.Parameter(value.clone()) for value in list(weights.values())[:3]]
-    optimizer = torch.optim.AdamW(parameters)
-    for parameter in parameters:
-        parameter.grad = torch.ones_like(parameter)
+    parameter = nn.Parameter(weights["norm.bias"].clone())
+    parameter.grad = torch.ones_like(parameter)
+    optimizer = torch.optim.AdamW([parameter])
     optimizer.step()
     content = {
         "model": OrderedDict(weights),
@@ -199,15 +201,13 @@ def save_classifier(path: Path, weights: dict[str, Tensor]) -> None:
             TRAIN=CfgNode(BASE_LR=1e-3, AUTO_RESUME=True, NAMES=("a", None)),
         ),
     }
-    modules = {"yacs": ModuleType("yacs"), "yacs.config": ModuleType("yacs.config")}
-    modules["yacs.config"].CfgNode = CfgNode
+    config = ModuleType("yacs.config")
+    config.CfgNode = CfgNode
     assert "yacs" not in sys.modules
-    sys.modules.update(modules)
-    try:
+    with pytest.MonkeyPatch.context() as patch:  # what reads the file has to do without
+        patch.setitem(sys.modules, "yacs", ModuleType("yacs"))
+        patch.setitem(sys.modules, "yacs.config", config)
         torch.save(content, path)
-    finally:  # what reads the file has to do without
-        for name in modules:
-            del sys.modules[name]
 
 
 def save_dense(path: Path, weights: dict[str, Tensor], classes: int) -> None:

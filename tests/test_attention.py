@@ -3,6 +3,7 @@
 import copy
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
@@ -49,8 +50,7 @@ def test_values_and_gradients_of_the_formula(monkeypatch, plan, entries):
             found = outputs_and_gradients(layer, x, plan)
             with torch.no_grad():
                 found.append(layer(x, plan))
-            for one, other in zip(found, [*expected, expected[0]], strict=True):
-                torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
+            torch.testing.assert_close(found, [*expected, expected[0]], rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -155,13 +155,11 @@ def use(model: CrossFormer, backend: str) -> CrossFormer:
     return model
 
 
+assert_close = partial(torch.testing.assert_close, rtol=1e-6, atol=1e-9)
+
+
 def loss_of(model: CrossFormer, image: Tensor) -> Tensor:
     return sum(feature.square().mean() for feature in model(image))
-
-
-def assert_close(found: list[Tensor], expected: list[Tensor]) -> None:
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("backend", ["auto", "sdpa", "chunked"])
@@ -182,8 +180,7 @@ def test_transforms_of_torch_func(model, image):
     parameters = {n: p.detach() for n, p in model.named_parameters()}
 
     def loss(parameters: dict, one: Tensor) -> Tensor:
-        maps = torch.func.functional_call(model, parameters, (one[None],))
-        return sum(feature.square().mean() for feature in maps)
+        return loss_of(partial(torch.func.functional_call, model, parameters), one[None])
 
     found = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, image)
     for index in range(len(image)):
@@ -195,19 +192,23 @@ def test_transforms_of_torch_func(model, image):
     torch.testing.assert_close(tangent, expected, rtol=1e-4, atol=1e-7)
 
 
-def test_backward_inside_autocast(image):
+def test_values_and_gradients_under_autocast(image):
     torch.manual_seed(0)
     model, image = CrossFormer(ARCH), image.float()
 
-    def gradient(backend: str, half: bool) -> Tensor:
+    def run(backend: str, half: bool) -> tuple[Tensor, Tensor]:
         use(model, backend).zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            loss_of(model, image).backward()
-        return torch.cat([p.grad.flatten() for p in model.parameters()])
+            maps = model(image)
+            sum(m.square().mean() for m in maps).backward()
+        grads = [p.grad for p in model.parameters()]
+        return tuple(torch.cat([x.flatten() for x in several]) for several in (maps, grads))
 
-    exact = gradient("eager", half=False)
-    errors = {b: (gradient(b, half=True) - exact).norm() for b in ("eager", "auto", "chunked")}
-    assert 0 < max(errors.values()) < 1.2 * errors["eager"] < 0.2 * exact.norm()
+    exact = run("eager", half=False)
+    runs = [run(backend, half=True) for backend in ("eager", "auto", "sdpa", "chunked")]
+    for expected, *found in zip(exact, *runs, strict=True):
+        errors = [(one - expected).norm() for one in found]
+        assert 0 < max(errors) < 1.2 * errors[0] < 0.2 * expected.norm()
 
 
 def test_tracing_gives_the_same(model, image):
@@ -238,8 +239,7 @@ WATCHERS = {
 
 @pytest.mark.parametrize("watcher", WATCHERS)
 def test_whoever_watches_a_layer_sees_it(model, image, watcher):
-    # Stem, position bias and activations as well, in training and in evaluation, even where a layer
-    # has run before.
+    # Stem, position bias and activations as well, even where a layer has run before.
     leaves = {name: module for name, module in model.named_modules() if not [*module.children()]}
     model(image)
     seen = []

@@ -17,7 +17,7 @@ DATA = {
     "detection": ("data/coco/", "data/toy_coco/"),
     "segmentation": ("data/ade/ADEChallengeData2016/", "data/toy_ade/"),
 }
-# A config of each recipe; test_tools.py and test_docs.py train those of COCO 1x.
+# A config of each recipe; test_docs.py trains one of COCO 1x.
 TRAINED = (
     "classification/crossformer-small_8xb128_in1k",
     "detection/mask-rcnn_crossformer-s-g14_fpn_ms-crop-3x_coco",
@@ -55,12 +55,13 @@ def take_two_images(cfg: Config) -> None:
 
 
 @pytest.mark.parametrize("config", LEAVES, ids=lambda path: path.stem)
-def test_it_builds_and_reads_all_its_data_below_one_folder(config):
-    cfg = Config.fromfile(config)
+def test_it_is_short_builds_and_reads_all_its_data_below_one_folder(config):
+    cfg, is_toy = Config.fromfile(config), "_toy-" in config.stem
     assert type(build_on_meta(cfg).backbone) is CrossFormer
-    assert cfg.data_root == DATA[config.parent.name]["_toy-" in config.stem]
+    assert cfg.data_root == DATA[config.parent.name][is_toy]
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         assert loader.dataset.data_root == cfg.data_root
+    assert len(config.read_text().splitlines()) <= (80 if is_toy else 15), "on top of its recipe"
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -80,9 +81,3 @@ def test_it_trains_and_is_tested(name, toy_data_roots, tmp_path):
     learned = runner.optim_wrapper.optimizer.state
     assert {n for n, p in runner.model.named_parameters() if p not in learned} == set()
     assert METRICS[task] in runner.test()
-
-
-def test_a_config_of_a_model_is_a_few_lines_on_top_of_its_recipe():
-    for path in LEAVES:
-        limit = 80 if "_toy-" in path.stem else 15
-        assert len(path.read_text().splitlines()) <= limit, path.stem

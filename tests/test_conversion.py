@@ -14,7 +14,7 @@ import torch
 from conftest import CONFIGS, ROOT, tool_main
 from torch import Tensor
 
-from crossformer_mm import CrossFormer, __version__
+from crossformer_mm import __version__
 from crossformer_mm.checkpoints.convert import convert_checkpoint
 from crossformer_mm.checkpoints.reader import load_file
 from crossformer_mm.engine.config import check_file, load_config
@@ -38,18 +38,6 @@ def convert(tmp_path) -> Callable:
     return convert
 
 
-def assert_equal(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert set(actual) == set(expected)
-    for name, value in expected.items():
-        assert actual[name].dtype == value.dtype and torch.equal(actual[name], value), name
-
-
-def as_in_mmpretrain(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The authors' names, renamed by hand."""
-    renamed = {"head.weight": "head.fc.weight", "head.bias": "head.fc.bias"}
-    return {renamed.get(name, f"backbone.{name}"): value for name, value in weights.items()}
-
-
 @pytest.mark.families
 def test_the_authors_classifier_becomes_mmpretrains(capsys, tmp_path):
     weights, source, new = old.classifier_weights("tiny"), tmp_path / "w.pth", tmp_path / "new.pth"
@@ -64,7 +52,7 @@ def test_the_authors_classifier_becomes_mmpretrains(capsys, tmp_path):
         assert line in said
     # Nothing but weights and plain values: torch's own restricted loading takes it.
     result = torch.load(new, weights_only=True)
-    assert_equal(result["state_dict"], as_in_mmpretrain(weights))
+    old.assert_same(result["state_dict"], old.as_in_mmpretrain(weights))
     assert result["meta"] == dict(
         source="w.pth",
         source_sha256=hashlib.sha256(source.read_bytes()).hexdigest(),
@@ -84,9 +72,7 @@ def test_the_authors_classifier_becomes_mmpretrains(capsys, tmp_path):
         ("backbone", "module.", "backbone.", "model"),
     ],
 )
-def test_every_layout_is_recognised_and_a_backbone_keeps_its_names(
-    convert, kind, module, backbone, key
-):
+def test_every_layout_is_recognised(convert, kind, module, backbone, key):
     weights = old.backbone_weights("tiny", final_norm=backbone == "")
     if kind == "classifier":
         weights = old.classifier_weights("tiny", classes=5)
@@ -95,8 +81,8 @@ def test_every_layout_is_recognised_and_a_backbone_keeps_its_names(
         for name, value in {**weights, **old.v1_buffers(weights)}.items()
     }
     result = convert(layout if key is None else {key: layout})
-    expected = weights if kind == "backbone" else as_in_mmpretrain(weights)
-    assert_equal(result["state_dict"], expected)
+    expected = weights if kind == "backbone" else old.as_in_mmpretrain(weights)
+    old.assert_same(result["state_dict"], expected)
     assert result["meta"]["kind"] == kind
 
 
@@ -107,7 +93,7 @@ def test_an_old_dense_model_keeps_every_weight(tmp_path, kind):
     old.save_dense(tmp_path / "w.pth", {**weights, **extra, **old.v1_buffers(weights)}, 7)
     convert_checkpoint(tmp_path / "w.pth", tmp_path / "new.safetensors")
     result = load_file(tmp_path / "new.safetensors")
-    assert_equal(result["state_dict"], weights)
+    old.assert_same(result["state_dict"], weights)
     assert result["meta"]["arch"] == "tiny"
     kept = result["meta"]["dataset_meta"]
     assert kept["classes"] == [f"class {i}" for i in range(7)]
@@ -137,10 +123,10 @@ def test_weights_of_any_type_and_memory_are_written_alone(convert, tmp_path, suf
     large = torch.ones(5000, *weights["head.weight"].shape)  # 20 MB
     weights["head.weight"] = large[7]
     result = convert(weights, suffix)
-    assert_equal(result["state_dict"], as_in_mmpretrain(weights))
+    old.assert_same(result["state_dict"], old.as_in_mmpretrain(weights))
     new, again = tmp_path / f"new.{suffix}", tmp_path / "again.pth"
     assert "names unchanged" in convert_checkpoint(new, again)[1]
-    assert_equal(load_file(again)["state_dict"], result["state_dict"])
+    old.assert_same(load_file(again)["state_dict"], result["state_dict"])
     bytes_of_weights = sum(value.nbytes for value in weights.values())
     assert new.stat().st_size < 1.01 * bytes_of_weights + 100_000
     assert new.stat().st_mode == (tmp_path / "w.pth").stat().st_mode
@@ -150,10 +136,9 @@ def test_weights_of_any_type_and_memory_are_written_alone(convert, tmp_path, suf
 def test_a_config_gives_the_backbone_of_a_classifier_to_a_dense_model(tmp_path):
     weights = old.classifier_weights("small")
     old.save_classifier(tmp_path / "w.pth", weights)
-    paths = (tmp_path / "w.pth", tmp_path / "new.pth")
-    tool_main(CONVERT, *paths, "--config", UPERNET)
+    tool_main(CONVERT, tmp_path / "w.pth", tmp_path / "new.pth", "--config", UPERNET)
     expected = {n: v for n, v in weights.items() if not n.startswith(("head.", "norm."))}
-    assert_equal(load_file(tmp_path / "new.pth")["state_dict"], expected)
+    old.assert_same(load_file(tmp_path / "new.pth")["state_dict"], expected)
 
 
 def test_a_config_describes_any_architecture(convert):
@@ -163,7 +148,7 @@ def test_a_config_describes_any_architecture(convert):
     with pytest.raises(CheckpointError, match="none of the published architectures.*--config"):
         convert(content)
     result = convert(content, cfg=cfg)
-    assert_equal(result["state_dict"], model.state_dict())
+    old.assert_same(result["state_dict"], model.state_dict())
     assert result["meta"]["arch"] == "custom"
 
 
@@ -174,27 +159,18 @@ def dense(name: str, value: Tensor | None) -> Callable:
 
 # What is changed in the weights of the authors' classifier (None: taken away), and what is said.
 FAULTS = {
-    "missing": (
-        {"layers.2.blocks.1.norm1.weight": None},
-        r"1 missing: backbone\.layers\.2.*norm1\.weight$",
-    ),
+    "missing": ({"layers.2.blocks.1.norm1.weight": None}, r"1 missing: backbone\.layers\.2.*norm1"),
     "unexpected": ({"layers.0.extra": torch.ones(1)}, r"1 unexpected: backbone\.layers\.0\.extra$"),
     "misshapen": (
-        {"patch_embed.projs.0.weight": torch.ones(32, 3, 3, 4)},
-        r"patch_embed\.projs\.0\.weight \(32, 3, 3, 4\) instead of \(32, 3, 4, 4\)$",
+        {"patch_embed.projs.0.bias": torch.ones(33)},
+        r"0\.bias \(33,\) instead of \(32,",
     ),
-    "NaN": (
-        {"norm.bias": torch.ones(512) / 0 * 0},
-        "1 with NaN or infinity: backbone.norm.bias$",
-    ),
+    "NaN": ({"norm.bias": torch.ones(512) * torch.nan}, "NaN or infinity: backbone.norm.bias$"),
     "infinite": ({"head.bias": torch.ones(2) / 0}, "fier: 1 with NaN or infinity: head.fc.bias$"),
     "integers": ({"norm.bias": torch.ones(512).int()}, "1 of another type: backbone.norm.bias$"),
     "no classifier bias": ({"head.bias": None}, r"the classifier: 1 missing: head\.fc\.bias$"),
     "no axis": ({"head.weight": torch.ones(())}, r"head\.fc\.weight \(\) instead of \(0, 512\)"),
-    "lines in a name": (
-        {"a\nb" + "c" * 10**4: torch.ones(1)},
-        r"unexpected: backbone.a\\nbc+\.\.\.$",
-    ),
+    "lines in a name": ({"a\nb" + "c" * 10**4: torch.ones(1)}, r": backbone.a\\nbc+\.\.\.$"),
     "foreign": ({"patch_embed.norm.weight": None}, "there is no patch_embed.norm.weight$"),
     "no head's bias": (dense("bbox_head.retina_reg.bias", None), r"missing: bbox_head.retina_reg"),
     "another head": (dense("bbox_head.other", torch.ones(1)), "1 unexpected: bbox_head.other$"),
@@ -203,10 +179,7 @@ FAULTS = {
         lambda w: {f"backbone.{n}": v for n, v in w.items()} | {"bbox_head.a": torch.ones(1)},
         "none of the known kinds: give --config",
     ),
-    "classes that are no list": (
-        lambda w: {"meta": dict(CLASSES={"cat"}), "state_dict": w},
-        "has class names or colours that are no lists",
-    ),
+    "no list": (lambda w: {"meta": {"CLASSES": {"a"}}, "state_dict": w}, "that are no lists"),
 }
 
 
@@ -233,9 +206,7 @@ def test_at_most_ten_weights_are_named_and_the_fitting_architecture(convert):
     with pytest.raises(ValueError, match="unknown arch 'huge'"):
         convert(base, arch="huge")
     cfg.model = dict(type="Nothing")
-    with pytest.raises(
-        CheckpointError, match=r"^the model of .*ade20k-512x512\.py cannot be built"
-    ):
+    with pytest.raises(CheckpointError, match=r"^the model of .*512x512\.py cannot be built"):
         convert(base, cfg=cfg)
 
 
@@ -288,10 +259,7 @@ print(json.dumps([before, peak(), loaded]))
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
 def test_a_classifier_takes_little_memory_and_no_library(tmp_path, suffix):
-    with torch.device("meta"):
-        backbone = CrossFormer("large", final_norm=True).state_dict()
-    weights = {name: torch.zeros(value.shape) for name, value in backbone.items()}
-    weights |= {"head.weight": torch.zeros(1000, 1024), "head.bias": torch.zeros(1000)}
+    weights = old.classifier_weights("large")
     old.save_classifier(tmp_path / "w.pth", weights)
     command = [sys.executable, "-c", MEASURE, tmp_path / "w.pth", tmp_path / f"new.{suffix}"]
     output = subprocess.run(command, check=True, cwd=ROOT, capture_output=True).stdout

@@ -21,6 +21,7 @@ import torch
 from conftest import CONFIGS, ROOT, tool_main
 from mmengine.config import Config
 from test_configs import shrink, take_two_images
+from test_scripts import make_command
 
 from crossformer_mm.engine.config import load_config
 from crossformer_mm.models.build import build_model, build_on_meta
@@ -45,7 +46,7 @@ SMALLER = {
 # Begun, not finished: test_tools.py trains and tests on two processes of one machine.
 BEGUN = re.compile("^bash tools/dist_|slurm_test")
 # Starts one of the processes that Slurm would.
-SRUN = """#!/bin/sh
+SRUN = """
 while [ "$1" != "$PYTHON" ]; do shift; done
 export SLURM_PROCID=0 SLURM_NTASKS=1 SLURM_LOCALID=0 SLURM_NODELIST=localhost
 exec "$@"
@@ -99,8 +100,7 @@ def readers_folder(tmp_path_factory, toy_data_roots) -> Path:
     trained.parent.mkdir(parents=True)
     model = build_model(load_config(str(CONFIGS / f"{NANO}.py")))
     torch.save({"meta": {}, "state_dict": model.state_dict()}, trained)
-    (folder / "srun").write_text(SRUN)
-    (folder / "srun").chmod(0o755)
+    make_command(folder, "srun", SRUN)
     return folder
 
 
@@ -140,7 +140,7 @@ def test_a_command_of_the_readme_runs(command, readers_folder, monkeypatch, run_
 
 
 def test_every_command_of_the_readme_is_in_a_block():
-    """A command within a sentence would neither be run nor have its output listed."""
+    # Within a sentence it would neither be run nor have its output listed.
     assert not re.findall(r"`[^`\n]*(?:python|bash) [^`\n]*`", BLOCK.sub("", README))
 
 

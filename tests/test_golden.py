@@ -12,10 +12,10 @@ import old_checkpoints as old
 import pytest
 import torch
 from conftest import CONFIGS, CPU_BACKENDS
+from test_attention import use
 from test_backbone import reference_of
 from torch import Tensor, nn
 
-from crossformer_mm import CrossFormer
 from crossformer_mm.checkpoints.convert import convert_checkpoint
 from crossformer_mm.checkpoints.reader import load_file
 from crossformer_mm.engine.config import load_config
@@ -25,6 +25,7 @@ from crossformer_mm.models.build import build_on_meta
 pytestmark = pytest.mark.families
 
 GOLDEN = Path(__file__).parents[1].parent / "shared" / "golden"
+BACKENDS = ("auto", *CPU_BACKENDS)
 TOLERANCE = 1e-5  # standard deviations
 LOGITS, DENSE = sorted(GOLDEN.glob("logits_*.npz")), sorted(GOLDEN.glob("dense_*.npz"))
 
@@ -77,42 +78,8 @@ class DenseGolden:
             assert_golden(found, self.values[f"value{stage}"])
 
 
-def build(arch: str, weights: dict[str, Tensor], **arguments: object) -> CrossFormer:
-    with torch.device("meta"):
-        model = CrossFormer(arch, **arguments).eval()
-    own = {name: weights[name] for name in model.state_dict()}
-    model.load_state_dict(own, assign=True)
-    return model
-
-
 def test_every_kind_of_file_is_there():
     assert len(LOGITS) >= 3 and len(DENSE) >= 6
-
-
-@pytest.mark.parametrize("backend", CPU_BACKENDS)
-@pytest.mark.parametrize("file", LOGITS, ids=lambda file: file.stem)
-@torch.no_grad()
-def test_logits(file, backend):
-    arch = file.stem.removeprefix("logits_crossformer-").removesuffix("_224")
-    lda_mode = "fixed_group" if arch.startswith("pp-") else "fixed_interval"
-    state = golden_state(arch)
-    model = build(arch, state, final_norm=True, lda_mode=lda_mode, attn_backend=backend)
-    features = model(golden_image(224, 224, seed=1, batch=2))[3].mean(dim=(2, 3))
-    assert_golden(features @ state["head.weight"].T + state["head.bias"], np.load(file)["logits"])
-
-
-@pytest.mark.parametrize("backend", [*CPU_BACKENDS, "reference"])
-@pytest.mark.parametrize("file", DENSE, ids=lambda file: file.stem)
-@torch.no_grad()
-def test_maps(file, backend):
-    golden, arguments = DenseGolden(file), {}
-    if backend != "reference":
-        arguments["attn_backend"] = backend
-    model = build(golden.arch, golden_state(golden.arch), **golden.arguments, **arguments)
-    if backend == "reference":
-        golden.compare(reference_of(model, model.state_dict(), golden.image))
-    else:
-        golden.compare(model(golden.image))
 
 
 def load_converted(source: Path, config: str, options: dict | None = None) -> nn.Module:
@@ -125,23 +92,22 @@ def load_converted(source: Path, config: str, options: dict | None = None) -> nn
 
 
 @pytest.mark.parametrize("arch", ARCH_ZOO)
+@torch.no_grad()
 def test_the_authors_classifier_in_mmpretrain(tmp_path, arch):
     state = golden_state(arch)
     buffers = old.v1_buffers(state)
     if arch == "small":
         listed = json.loads((GOLDEN / "v1_buffers_crossformer-small.json").read_text())
-        assert {n: list(v.shape) for n, v in buffers.items()} == {
-            n: v[0] for n, v in listed.items()
-        }
+        shapes = {name: shape for name, (shape, *_) in listed.items()}
+        assert {name: list(value.shape) for name, value in buffers.items()} == shapes
     old.save_classifier(tmp_path / "w.pth", {**state, **buffers})
     config = f"classification/crossformer-{arch}_8xb128_in1k.py"
     model = load_converted(tmp_path / "w.pth", config)
     for name, value in model.backbone.state_dict().items():
         assert torch.equal(value, state[name]), name
     logits = GOLDEN / f"logits_crossformer-{arch}_224.npz"
-    if logits in LOGITS:
-        with torch.no_grad():
-            found = model(golden_image(224, 224, seed=1, batch=2), mode="tensor")
+    for backend in BACKENDS if logits in LOGITS else ():
+        found = use(model, backend)(golden_image(224, 224, seed=1, batch=2), mode="tensor")
         assert_golden(found, np.load(logits)["logits"])
 
 
@@ -155,6 +121,7 @@ DENSE_CONFIGS = dict(
 @pytest.mark.parametrize(
     ("file", "kind"), [*zip(DENSE, cycle(DENSE_CONFIGS), strict=False)], ids=lambda v: Path(v).stem
 )
+@torch.no_grad()
 def test_the_authors_dense_model_in_its_library(tmp_path, file, kind):
     golden = DenseGolden(file)
     classes = 80 if kind == "mask_rcnn" else 150
@@ -167,6 +134,7 @@ def test_the_authors_dense_model_in_its_library(tmp_path, file, kind):
     if not (CONFIGS / config).is_file():
         config = DENSE_CONFIGS[kind].format(f"{short}-g14")
     options = {f"model.backbone.{name}": value for name, value in golden.arguments.items()}
-    model = load_converted(tmp_path / "w.pth", config, options)
-    with torch.no_grad():
-        golden.compare(model.backbone(golden.image))
+    backbone = load_converted(tmp_path / "w.pth", config, options).backbone
+    golden.compare(reference_of(backbone, backbone.state_dict(), golden.image))
+    for backend in BACKENDS:
+        golden.compare(use(backbone, backend)(golden.image))

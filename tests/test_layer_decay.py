@@ -3,27 +3,18 @@
 import re
 
 import pytest
-from conftest import CONFIGS, ROOT
+from conftest import ROOT
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
+from test_bad_data import CONFIG_OF
 from torch import nn
 
 from crossformer_mm import CrossFormer, CrossFormerLayerDecayConstructor
 from crossformer_mm.engine.config import load_config
 from crossformer_mm.engine.dist import without_amp
 
-PAGE = (ROOT / "docs/training.md").read_text()
-CLASSIFIER = CONFIGS / "classification/crossformer-nano_toy-imagenet.py"
-DETECTOR = CONFIGS / "detection/mask-rcnn_crossformer-nano_fpn_toy-coco.py"
-SEGMENTOR = CONFIGS / "segmentation/upernet_crossformer-nano_toy-ade.py"
 NANO_DEPTHS = (1, 1, 2, 2)
-
-
-def documented(section: str, language: str) -> str:
-    """The lines of a section of the page: its code block in ``language``."""
-    (text,) = re.findall(rf"^## {re.escape(section)}\n(.*?)(?=^## |\Z)", PAGE, re.M | re.S)
-    (lines,) = re.findall(rf"```{language}\n(.*?)```", text, re.S)
-    return lines
+ADAMW = dict(type="AdamW", lr=1e-3, weight_decay=0.1)
 
 
 def expected_scale(name: str, decay_rate: float) -> float:
@@ -31,20 +22,20 @@ def expected_scale(name: str, decay_rate: float) -> float:
     depth = sum(NANO_DEPTHS)
     if "backbone.patch_embed." in name:
         return decay_rate ** (depth + 1)
-    block = re.search(r"backbone\.layers\.(\d)\.blocks\.(\d)\.", name)
-    if block:
+    if block := re.search(r"backbone\.layers\.(\d)\.blocks\.(\d)\.", name):
         stage, index = map(int, block.groups())
         return decay_rate ** (depth + 1 - (sum(NANO_DEPTHS[:stage]) + index + 1))
-    downsample = re.search(r"backbone\.layers\.(\d)\.downsample\.", name)
-    if downsample:
-        return decay_rate ** (depth + 1 - sum(NANO_DEPTHS[: int(downsample.group(1)) + 1]))
+    if downsample := re.search(r"backbone\.layers\.(\d)\.downsample\.", name):
+        return decay_rate ** (depth + 1 - sum(NANO_DEPTHS[: int(downsample[1]) + 1]))
     return 1.0
 
 
-@pytest.mark.parametrize("base", [CLASSIFIER, DETECTOR, SEGMENTOR], ids=lambda path: path.stem)
-def test_layer_decay_in_every_library(tmp_path, base):
+@pytest.mark.parametrize("task", CONFIG_OF)
+def test_layer_decay_in_every_library(tmp_path, task):
+    page = (ROOT / "docs/training.md").read_text()
+    lines = re.search(r"^## Layer decay\n.*?```python\n(.*?)```", page, re.M | re.S)[1]
     path = tmp_path / "config.py"
-    path.write_text(f"_base_ = {str(base)!r}\n{documented('Layer decay', 'python')}")
+    path.write_text(f"_base_ = {str(CONFIG_OF[task])!r}\n{lines}")
     cfg = load_config(str(path))
     without_amp(cfg)
     init_default_scope(cfg.default_scope)
@@ -62,8 +53,7 @@ def test_layer_decay_in_every_library(tmp_path, base):
     assert {expected_scale(name, 0.8) for name in names} == {0.8**i for i in range(8)} | {1.0}
 
 
-def layer_decay(model: nn.Module, **paramwise: object) -> OptimWrapper:
-    optimizer = dict(type="AdamW", lr=1e-3, weight_decay=0.1)
+def layer_decay(model: nn.Module, optimizer: dict = ADAMW, **paramwise: object) -> OptimWrapper:
     return CrossFormerLayerDecayConstructor(dict(optimizer=optimizer), paramwise)(model)
 
 
@@ -78,22 +68,21 @@ def test_layer_decay_keeps_the_other_options_by_parameter():
     keys = {"head.weight": dict(lr_mult=10), "layers.3.blocks.1": dict(lr_mult=2, decay_mult=3)}
     wrapper = layer_decay(model, decay_rate=0.5, norm_decay_mult=1.0, custom_keys=keys)
     groups = {id(p): group for group in wrapper.optimizer.param_groups for p in group["params"]}
-    block, norm = model["backbone"].layers[3].blocks[1].norm1.weight, model["backbone"].norm.weight
-    stem = model["backbone"].patch_embed.norm.weight
-    assert groups[id(model["head"].weight)]["lr"] == pytest.approx(1e-2)
-    assert groups[id(model["head"].bias)]["lr"] == pytest.approx(1e-3)
-    assert groups[id(block)]["lr"] == pytest.approx(1e-3 * 2 * 0.5)
-    assert groups[id(block)]["weight_decay"] == pytest.approx(0.3)
-    assert groups[id(norm)]["lr"] == pytest.approx(1e-3)
-    assert groups[id(norm)]["weight_decay"] == pytest.approx(0.1)
-    assert groups[id(model["head"].bias)]["weight_decay"] == 0
-    assert id(stem) not in groups, "frozen"
+    backbone, head = model["backbone"], model["head"]
+    for parameter, rate, weight_decay in (
+        (head.weight, 1e-2, 0.1),
+        (head.bias, 1e-3, 0),
+        (backbone.layers[3].blocks[1].norm1.weight, 1e-3 * 2 * 0.5, 0.3),
+        (backbone.norm.weight, 1e-3, 0.1),
+    ):
+        assert groups[id(parameter)]["lr"] == pytest.approx(rate)
+        assert groups[id(parameter)]["weight_decay"] == pytest.approx(weight_decay)
+    assert id(backbone.patch_embed.norm.weight) not in groups, "frozen"
 
 
 def test_layer_decay_acts_without_weight_decay():
     optimizer = dict(type="SGD", lr=0.1, momentum=0.9)
-    constructor = CrossFormerLayerDecayConstructor(dict(optimizer=optimizer), dict(decay_rate=0.5))
-    groups = constructor(tiny_model()).optimizer.param_groups
+    groups = layer_decay(tiny_model(), optimizer, decay_rate=0.5).optimizer.param_groups
     assert len({group["lr"] for group in groups}) == sum(NANO_DEPTHS[1:]) + 1
     assert all("weight_decay" not in group or group["weight_decay"] == 0 for group in groups)
 
@@ -109,4 +98,4 @@ def test_layer_decay_needs_a_crossformer_and_a_learning_rate():
     with pytest.raises(ValueError, match="no CrossFormer"):
         layer_decay(nn.Linear(2, 2), decay_rate=0.8)
     with pytest.raises(ValueError, match="learning rate"):
-        CrossFormerLayerDecayConstructor(dict(optimizer=dict(type="AdamW")), dict(decay_rate=0.8))
+        layer_decay(tiny_model(), dict(type="AdamW"), decay_rate=0.8)

@@ -72,12 +72,14 @@ in1k:
     [*load, {type: ResizeEdge, scale: 256, edge: short, <<: *bicubic},
      {type: CenterCrop, crop_size: 224}, {type: PackInputs}]
 
-1x: &coco
+dense: &dense
   auto_scale_lr.base_batch_size: 16
   train_dataloader.batch_size: 2
   optim_wrapper.type: OptimWrapper
   optim_wrapper.optimizer: {type: AdamW, lr: 0.0001, weight_decay: 0.0001}
   optim_wrapper.clip_grad: null
+1x: &coco
+  <<: *dense
   model.data_preprocessor: {type: DetDataPreprocessor, bgr_to_rgb: true, pad_mask: true,
                             pad_size_divisor: 32, <<: *colours}
   train_dataloader.dataset.pipeline:
@@ -109,11 +111,8 @@ ms-crop-3x:
                 loss_bbox: {type: GIoULoss, loss_weight: 10.0}}
 
 4xb4-80k: &ade
-  auto_scale_lr.base_batch_size: 16
+  <<: *dense
   train_dataloader.batch_size: 4
-  optim_wrapper.type: OptimWrapper
-  optim_wrapper.optimizer: {type: AdamW, lr: 0.0001, weight_decay: 0.0001}
-  optim_wrapper.clip_grad: null
   model.data_preprocessor: {type: SegDataPreProcessor, bgr_to_rgb: true, size: [512, 512],
                             pad_val: 0, seg_pad_val: 255, <<: *colours}
   model.test_cfg: {mode: whole}
@@ -128,20 +127,13 @@ ms-crop-3x:
   - {type: PhotoMetricDistortion}
   - &pack {type: PackSegInputs}
   test_dataloader.dataset.pipeline:
-    [*load, {type: Resize, scale: [2048, 512], keep_ratio: true},
+    [*load, &full {type: Resize, scale: [2048, 512], keep_ratio: true},
      &multiple {type: ResizeToMultiple, size_divisor: 32}, *labels, *check, *pack]
   tta_pipeline.1.transforms:
-  - [{type: Resize, scale: [1024, 256], keep_ratio: true},
-     {type: Resize, scale: [1536, 384], keep_ratio: true},
-     {type: Resize, scale: [2048, 512], keep_ratio: true},
-     {type: Resize, scale: [2560, 640], keep_ratio: true},
-     {type: Resize, scale: [3072, 768], keep_ratio: true},
-     {type: Resize, scale: [3584, 896], keep_ratio: true}]
-  - [*multiple]
-  - [{type: RandomFlip, prob: 0.0}, {type: RandomFlip, prob: 1.0}]
-  - [*labels]
-  - [*check]
-  - [*pack]
+    [[{<<: *full, scale: [1024, 256]}, {<<: *full, scale: [1536, 384]}, *full,
+      {<<: *full, scale: [2560, 640]}, {<<: *full, scale: [3072, 768]},
+      {<<: *full, scale: [3584, 896]}], [*multiple],
+     [{type: RandomFlip, prob: 0.0}, {type: RandomFlip, prob: 1.0}], [*labels], [*check], [*pack]]
 8xb2-160k:
   <<: *ade
   train_dataloader.batch_size: 2
@@ -254,9 +246,7 @@ def test_the_architectures_are_the_published_ones():
         expected = dict(zip(names, values, strict=True), **GROUPS["++" if plus_plus else "7s"])
         assert ARCH_ZOO[arch] == {**expected, "amplitude_cooling": plus_plus}
     assert ARCH_ZOO.keys() == ARCHITECTURES.keys()
-
-
-def test_the_rule_of_groups_is_that_of_the_published_dense_models_unless_a_config_says_another():
+    # The rule of the published dense models, unless a config says another
     assert signature(CrossFormer).parameters["lda_mode"].default == "fixed_interval"
 
 

@@ -16,7 +16,7 @@ from reference import (
     reference_bias,
     reference_groups,
 )
-from torch import Tensor
+from torch import Tensor, nn
 
 LDA_MODES = ("fixed_interval", "fixed_group", "adaptive_interval")
 
@@ -81,7 +81,7 @@ def test_places_inside_a_group(rule: tuple, token: Token, expected: list[Token])
     assert [place for _, place in members] == expected
 
 
-def sign_bias_state(prefix: str, below: float, above: float) -> dict[str, Tensor]:
+def sign_bias_state(below: float, above: float) -> dict[str, Tensor]:
     """Position bias MLP of width 2: ``below`` for dy > 0, ``above`` for dy < 0, 0 for dy = 0."""
     state = {
         "pos_proj.weight": torch.tensor([[1.0, 0.0], [-1.0, 0.0]]),
@@ -95,22 +95,16 @@ def sign_bias_state(prefix: str, below: float, above: float) -> dict[str, Tensor
     for name in ("pos1", "pos2"):
         state[f"{name}.2.weight"] = torch.eye(2)
         state[f"{name}.2.bias"] = torch.zeros(2)
-    return {f"{prefix}.{name}": value.double() for name, value in state.items()}
-
-
-def test_bias_of_one_offset() -> None:
-    # (3, 1) -> norm (1, -1) -> ReLU (1, 0) -> norm (1, -1) -> ReLU (1, 0), twice -> 5 + 0.5
-    state = sign_bias_state("pos", 5.0, 7.0)
-    state["pos.pos_proj.bias"] = torch.tensor([3.0, 1.0]).double()
-    state["pos.pos3.2.bias"] += 0.5
-    bias = reference_bias(state, "pos", [(2, 3)])
-    assert bias.shape == (1, 1, 1)
-    assert bias.item() == pytest.approx(5.5, rel=1e-4)
+    return {f"attn.pos.{name}": value.double() for name, value in state.items()}
 
 
 def test_bias_takes_query_minus_key_rows_first() -> None:
-    bias = reference_bias(sign_bias_state("pos", 5.0, 7.0), "pos", [(0, 0), (1, 0), (0, 1)])
-    expected = torch.tensor([[[0.0, 7.0, 0.0], [5.0, 0.0, 5.0], [0.0, 7.0, 0.0]]]).double()
+    # Of (0, 0), (1, 0) and (0, 1). For dy = 1: projected to (1, -1) -> norm (1, -1) -> ReLU (1, 0)
+    # -> norm (1, -1) -> ReLU (1, 0), twice -> 5 + 0.5.
+    state = sign_bias_state(5.0, 7.0)
+    state["attn.pos.pos3.2.bias"] += 0.5
+    bias = reference_bias(state, "attn.pos", [(0, 0), (1, 0), (0, 1)])
+    expected = torch.tensor([[[0.5, 7.5, 0.5], [5.5, 0.5, 5.5], [0.5, 7.5, 0.5]]]).double()
     torch.testing.assert_close(bias, expected, rtol=1e-4, atol=1e-12)
 
 
@@ -125,7 +119,7 @@ def attention_state(
         "attn.qkv.bias": torch.cat([torch.tensor(query).double(), zeros, zeros]),
         "attn.proj.weight": eye,
         "attn.proj.bias": zeros,
-        **sign_bias_state("attn.pos", below, above),
+        **sign_bias_state(below, above),
     }
 
 
@@ -148,16 +142,7 @@ def test_attention_adds_the_bias() -> None:
     )
 
 
-def test_attention_divides_logits_by_the_root_of_the_head_width() -> None:
-    key = 2 * math.log(3)
-    x = torch.tensor([[0.0] * 4, [key, 0.0, 0.0, 0.0]]).double().view(1, 1, 2, 4)
-    groups = [[((0, 0), (0, 0)), ((0, 1), (0, 1))]]
-    state = attention_state([1.0, 0.0, 0.0, 0.0])
-    output = reference_attention(state, "attn", x, groups, num_heads=1)
-    torch.testing.assert_close(output[0, 0, 0], torch.tensor([0.75 * key, 0, 0, 0]).double())
-
-
-def test_heads_take_neighbouring_channels() -> None:
+def test_heads_take_neighbouring_channels_and_divide_logits_by_the_root_of_their_width() -> None:
     # head 0 is channels 0 and 1: only there does the query (1, 0) see a key; head 1 averages
     key = math.sqrt(2) * math.log(3)
     x = torch.tensor([[0.0] * 4, [key, 0.0, 8.0, 6.0]]).double().view(1, 1, 2, 4)
@@ -172,15 +157,9 @@ def test_heads_take_neighbouring_channels() -> None:
 def test_layers_agree_with_torch() -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 3, 4, 6).double()
-    norm = torch.nn.LayerNorm(6).double()
-    torch.nn.init.normal_(norm.weight)
-    fc = torch.nn.Linear(6, 5).double()
-    conv = torch.nn.Conv2d(6, 4, 4, stride=2, padding=1).double()
-    state = {
-        f"{name}.{key}": value
-        for name, module in {"norm": norm, "fc": fc, "conv": conv}.items()
-        for key, value in module.state_dict().items()
-    }
+    norm, fc, conv = nn.LayerNorm(6), nn.Linear(6, 5), nn.Conv2d(6, 4, 4, stride=2, padding=1)
+    nn.init.normal_(norm.weight)
+    state = nn.ModuleDict({"norm": norm, "fc": fc, "conv": conv}).double().state_dict()
     torch.testing.assert_close(layer_norm(state, "norm", x), norm(x))
     torch.testing.assert_close(linear(state, "fc", x), fc(x))
     expected = conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)

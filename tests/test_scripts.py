@@ -1,6 +1,7 @@
 """The shell scripts: the command they start, and one clear line for each thing that is missing."""
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -13,13 +14,9 @@ ANY_FILE = str(ROOT / "README.md")
 
 def run_script(script: str, *arguments: str, **env: str) -> subprocess.CompletedProcess:
     """Run a script, with ``echo`` in the place of Python."""
-    return subprocess.run(
-        ["bash", str(ROOT / "tools" / script), *arguments],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "PYTHON": "echo", **env},
-    )
+    command = ["bash", str(ROOT / "tools" / script), *arguments]
+    env = {**os.environ, "PYTHON": "echo", **env}
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=env)
 
 
 def started(script: str, *arguments: str, **env: str) -> list[str]:
@@ -29,23 +26,18 @@ def started(script: str, *arguments: str, **env: str) -> list[str]:
     return result.stdout.split()
 
 
-def test_one_machine_finds_a_free_port():
-    command = started("dist_train.sh", CONFIG, "2", "--amp")
+@pytest.mark.parametrize(("given", "passed"), [((), []), ((ANY_FILE,), ["--pretrained", ANY_FILE])])
+def test_one_machine_finds_a_free_port_and_takes_a_pretrained_file(given, passed):
+    command = started("dist_train.sh", CONFIG, "2", *given, "--amp")
     assert command[:3] == [str(ROOT / "tools/dist_run.py"), "--standalone", "--nproc_per_node=2"]
-    assert command[4:] == [CONFIG, "--amp", "--launcher", "pytorch"]
+    assert command[4:] == [CONFIG, *passed, "--amp", "--launcher", "pytorch"]
 
 
 def test_several_machines_meet_at_the_master():
     env = dict(NNODES="2", NODE_RANK="1", MASTER_ADDR="10.0.0.1", PORT="29501")
     command = started("dist_train.sh", CONFIG, "8", **env)
-    assert "--standalone" not in command
-    for part in ("--nnodes=2", "--node_rank=1", "--master_addr=10.0.0.1", "--master_port=29501"):
-        assert part in command
-
-
-def test_the_third_argument_is_the_pretrained_file():
-    command = started("dist_train.sh", CONFIG, "2", ANY_FILE, "--resume")
-    assert command[5:8] == ["--pretrained", ANY_FILE, "--resume"]
+    parts = {"--nnodes=2", "--node_rank=1", "--master_addr=10.0.0.1", "--master_port=29501"}
+    assert parts <= {*command} and "--standalone" not in command
 
 
 @pytest.mark.parametrize("order", [("4", ANY_FILE), (ANY_FILE, "4")])
@@ -73,8 +65,7 @@ def test_both_orders_of_dist_test_are_understood(order):
 def test_a_wrong_argument_is_named_in_one_line(script, arguments, named):
     result = run_script(script, *arguments)
     assert result.returncode == 1
-    assert result.stderr.startswith("error: ") and named in result.stderr
-    assert result.stderr.count("\n") == 1
+    assert re.fullmatch(rf"error: .*{re.escape(named)}.*\n", result.stderr)
 
 
 def make_command(folder: Path, name: str, body: str) -> None:
@@ -87,6 +78,6 @@ def test_slurm_starts_a_process_per_gpu(tmp_path):
     make_command(tmp_path, "srun", 'echo "$@"')
     env = dict(PATH=f"{tmp_path}:{os.environ['PATH']}", GPUS="16", SRUN_ARGS="--quiet --mem=8G")
     command = started("slurm_train.sh", "part", "job", CONFIG, "work", "--amp", **env)
-    for part in ("part", "--ntasks=16", "--ntasks-per-node=8", "--gres=gpu:8", "--mem=8G"):
-        assert part in command
+    parts = {"part", "--ntasks=16", "--ntasks-per-node=8", "--gres=gpu:8", "--mem=8G"}
+    assert parts <= {*command}
     assert command[-6:] == [CONFIG, "--work-dir", "work", "--amp", "--launcher", "slurm"]

@@ -6,11 +6,14 @@ from pathlib import Path
 import cv2
 import pytest
 from conftest import CONFIGS, ROOT, metrics_of, tool_main
+from mmengine.dataset import Compose
+from mmengine.registry import init_default_scope
+from test_bad_data import CONFIG_OF
 
 from crossformer_mm.engine.config import load_config
 
 TEST = ROOT / "tools/test.py"
-CONFIG = CONFIGS / "segmentation/fpn_crossformer-nano_toy-ade.py"
+CONFIG = CONFIG_OF["segmentation"]
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +48,10 @@ def predict(trained, toy_data_roots, tmp_path, monkeypatch):
     return run
 
 
-def test_several_scales_change_predictions_of_the_images_own_size(predict, toy_data_roots):
-    plain, plain_metrics = predict("plain")
+def test_several_scales_change_predictions_of_the_images_own_size(
+    predict, toy_data_roots, tmp_path
+):
+    plain, plain_metrics = predict("plain", "--show-dir", tmp_path / "pictures")
     averaged, averaged_metrics = predict("averaged", "--tta")
     images = toy_data_roots["segmentation"] / "images/validation"
     shapes = {path.stem: cv2.imread(str(path)).shape[:2] for path in images.iterdir()}
@@ -56,24 +61,19 @@ def test_several_scales_change_predictions_of_the_images_own_size(predict, toy_d
         assert plain[name].shape == averaged[name].shape == shape
     assert any((plain[name] != averaged[name]).any() for name in shapes)
     assert plain_metrics["mIoU"] != averaged_metrics["mIoU"]
+    pictures = [cv2.imread(str(path)).shape for path in (tmp_path / "pictures").rglob("*.png")]
+    halves = [(height, width // 2) for height, width, _ in pictures]  # truth and prediction
+    assert sorted(halves) == sorted(shapes.values())
 
 
 def test_every_scale_and_its_mirror_image_count(toy_data_roots):
     """What the shipped pipeline makes of one image: 6 scales times 2, sides multiples of 32."""
-    from mmengine.dataset import Compose
-    from mmengine.registry import DefaultScope
-
-    cfg = load_config(
-        str(CONFIGS / "segmentation/upernet_crossformer-s_8xb2-160k_ade20k-512x512.py")
-    )
+    config = CONFIGS / "segmentation/upernet_crossformer-s_8xb2-160k_ade20k-512x512.py"
+    init_default_scope("mmseg")
     image = next((toy_data_roots["segmentation"] / "images/validation").iterdir())
     labels = str(image).replace("images", "annotations").replace(".jpg", ".png")
-    with DefaultScope.overwrite_default_scope("mmseg"):
-        import mmseg.datasets  # noqa: F401
-
-        made = Compose(cfg.tta_pipeline)(
-            dict(img_path=str(image), seg_map_path=labels, reduce_zero_label=True, seg_fields=[])
-        )
+    sample = dict(img_path=str(image), seg_map_path=labels, reduce_zero_label=True, seg_fields=[])
+    made = Compose(load_config(str(config)).tta_pipeline)(sample)
     height, width = cv2.imread(str(image)).shape[:2]
     found = []
     for tensor, sample in zip(made["inputs"], made["data_samples"], strict=True):
@@ -89,17 +89,6 @@ def test_every_scale_and_its_mirror_image_count(toy_data_roots):
     assert sorted(found) == sorted(expected)
 
 
-def test_overlays_are_drawn(predict, toy_data_roots, tmp_path):
-    predict("drawn", "--show-dir", tmp_path / "pictures")
-    pictures = [cv2.imread(str(path)) for path in (tmp_path / "pictures").rglob("*.png")]
-    folder = toy_data_roots["segmentation"] / "images/validation"
-    images = [cv2.imread(str(path)) for path in folder.iterdir()]
-    # Truth and prediction side by side
-    shapes = sorted((height, width // 2) for height, width, _ in (p.shape for p in pictures))
-    assert shapes == sorted(image.shape[:2] for image in images)
-
-
 def test_masks_cannot_be_averaged():
-    config = CONFIGS / "detection/mask-rcnn_crossformer-nano_fpn_toy-coco.py"
     with pytest.raises(SystemExit, match="^error: --tta needs 'tta_model' in the config$"):
-        tool_main(TEST, config, TEST, "--tta")
+        tool_main(TEST, CONFIG_OF["detection"], TEST, "--tta")

@@ -2,13 +2,14 @@
 
 import json
 from collections import Counter
+from itertools import chain, repeat
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from conftest import ROOT, tool_main
-from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
 from torchvision.models import ResNet50_Weights
 
 from crossformer_mm.datasets.toy.ade import write_ade
@@ -49,19 +50,6 @@ def contents(toys) -> dict[str, dict]:
     return {x: json.loads((folder / f"instances_{x}2017.json").read_text()) for x in COUNTS}
 
 
-@pytest.fixture(scope="module")
-def objects(contents) -> list[tuple[dict, np.ndarray]]:  # annotation, mask
-    found = []
-    for content in contents.values():
-        sizes = {each["id"]: (each["height"], each["width"]) for each in content["images"]}
-        for each in content["annotations"]:
-            code = each["segmentation"]
-            if not each["iscrowd"]:
-                code = coco_mask.merge(coco_mask.frPyObjects(code, *sizes[each["image_id"]]))
-            found.append((each, coco_mask.decode(code)))
-    return found
-
-
 def test_coco_files_and_ids(toys, contents):
     root, summary = toys["coco"]
     expected = {"annotations/README.txt"}
@@ -83,8 +71,11 @@ def test_coco_files_and_ids(toys, contents):
         assert len({*train, *val}) == len(train) + len(val) and max(train) < min(val)
 
 
-def test_coco_boxes_areas_and_masks_agree(objects):
-    in_image = {}
+def test_coco_boxes_areas_and_masks_agree(toys):
+    objects, in_image = [], {}
+    for split in COUNTS:
+        coco = COCO(toys["coco"][0] / f"annotations/instances_{split}2017.json")
+        objects += [(each, coco.annToMask(each)) for each in coco.dataset["annotations"]]
     for each, mask in objects:
         np.testing.assert_allclose(each["bbox"], cv2.boundingRect(mask), atol=1)
         assert each["area"] == pytest.approx(mask.sum(), rel=0.02)
@@ -186,13 +177,8 @@ def test_an_error_leaves_everything_as_it_was(name, error, tmp_path, monkeypatch
     with pytest.raises(error):
         write(name, tmp_path, seed=1, overwrite=True, report=fail)
     assert files(tmp_path) == before
-    rename, moved = Path.rename, []
-
-    def fail_late(self, target):
-        moved.append(target)
-        return fail() if len(moved) == 5 else rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", fail_late)
+    renames = chain([Path.rename] * 4, [fail], repeat(Path.rename))
+    monkeypatch.setattr(Path, "rename", lambda *paths: next(renames)(*paths))
     with pytest.raises(error):
         write(name, tmp_path, seed=1, overwrite=True)
     assert files(tmp_path) == before
@@ -202,9 +188,8 @@ def test_an_error_leaves_everything_as_it_was(name, error, tmp_path, monkeypatch
 def test_bad_arguments_are_named(name, tmp_path):
     bad = [("train", 0), ("val", -3), ("train", 500_001), ("seed", -1)]
     for argument, value in (*bad, ("size", (16, 120)), ("size", (160, 5000))):
-        with pytest.raises(
-            ValueError, match=rf"^{argument}.* is .*\d, but must be from \d+ to \d+$"
-        ):
+        named = rf"^{argument}.* is .*\d, but must be from \d+ to \d+$"
+        with pytest.raises(ValueError, match=named):
             WRITERS[name](tmp_path / "out", **{argument: value})
     assert not [*tmp_path.iterdir()]
 

@@ -8,11 +8,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import CONFIGS, NANO_CONFIG, ROOT
+from mmengine.dist import get_rank
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
 from torch import distributed
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
@@ -23,129 +27,93 @@ from crossformer_mm.engine.runner import build_runner
 CLASSIFIER = CONFIGS / "classification/crossformer-nano_toy-imagenet.py"
 
 ITERATIONS = 20
-RECORDER = """
-import json
-from pathlib import Path
-from mmengine.dist import get_rank
-from mmengine.hooks import Hook
-from mmengine.registry import HOOKS
+
 
 @HOOKS.register_module()
 class LossRecorder(Hook):
-    priority = 'HIGHEST'
+    """Writes the losses of each process, and spoils process 1 after ``ITERATIONS``."""
 
-    def __init__(self, out, spoil_at):
-        self.out, self.spoil_at, self.losses = Path(out), spoil_at, []
+    priority = "HIGHEST"
+
+    def __init__(self, out: str) -> None:
+        self.file, self.losses = Path(out) / f"{get_rank()}.json", []
 
     def before_train_iter(self, runner, *args, **kwargs):
-        if runner.iter + 1 == self.spoil_at and get_rank() == 1:
-            runner.model.module.head.fc.weight.data.fill_(float('nan'))
+        if runner.iter == ITERATIONS and get_rank() == 1:
+            runner.model.module.head.fc.weight.data.fill_(float("nan"))
 
     def after_train_iter(self, runner, *args, outputs=None, **kwargs):
-        self.losses.append(float(outputs['loss']))
-        (self.out / f'{get_rank()}.json').write_text(json.dumps(self.losses))
-"""
-SAME_IMAGES = """
-custom_imports = dict(imports=['crossformer_mm', 'loss_recorder'], allow_failed_imports=False)
-model = dict(backbone=dict(drop_path_rate=0.0))
-train_dataloader = dict(
-    num_workers=0, persistent_workers=False, dataset=dict(pipeline=_base_.test_pipeline))
-val_cfg = val_dataloader = val_evaluator = None
-default_hooks = dict(
-    checkpoint=dict(by_epoch=False, interval=21), logger=dict(interval=1))
-"""
+        self.losses.append(float(outputs["loss"]))
+        self.file.write_text(json.dumps(self.losses))
 
 
 def write_recording_config(folder: Path, data_root: Path, batch_size: int, epochs: int) -> Path:
-    """Write a config that records the losses, and spoils process 1 at iteration 21."""
+    """Write a config that records the losses, of images that are always the same."""
+    folder.mkdir()
     path = folder / "config.py"
     path.write_text(
-        f"_base_ = {str(CLASSIFIER)!r}\n{SAME_IMAGES}\n"
-        f"train_dataloader.update(batch_size={batch_size})\n"
+        f"_base_ = {str(CLASSIFIER)!r}\n"
+        "custom_imports = dict(imports=['crossformer_mm', 'test_two_processes'])\n"
+        f"custom_hooks = [dict(type='LossRecorder', out={str(folder)!r})]\n"
+        "model = dict(backbone=dict(drop_path_rate=0.0))\n"
+        "train_dataloader = dict(\n"
+        f"    batch_size={batch_size}, num_workers=0, persistent_workers=False,\n"
+        f"    dataset=dict(pipeline=_base_.test_pipeline, data_root={str(data_root)!r}))\n"
         f"train_cfg = dict(max_epochs={epochs})\n"
-        f"custom_hooks = [dict(type='LossRecorder', out={str(folder)!r}, spoil_at=21)]\n"
-        f"data_root = {str(data_root)!r}\n"
-        "train_dataloader['dataset'].update(data_root=data_root)\n"
+        "val_cfg = val_dataloader = val_evaluator = None\n"
+        f"default_hooks = dict(checkpoint=dict(by_epoch=False, interval={ITERATIONS + 1}))\n"
     )
-    (folder / "loss_recorder.py").write_text(RECORDER)
     return path
 
 
-@pytest.fixture(scope="module")
-def two_processes(tmp_path_factory, toy_data_roots, run_tool):
-    """Two processes with 4 images each: 20 iterations, and one that process 1 spoils."""
-    folder = tmp_path_factory.mktemp("two")
-    config = write_recording_config(folder, toy_data_roots["classification"], 4, 11)
-    search_path = os.pathsep.join([str(folder), str(ROOT), os.environ.get("PYTHONPATH", "")])
-    result = run_tool(
-        *("bash", ROOT / "tools/dist_train.sh", config, 2, "--work-dir", folder / "work"),
-        check=False,
-        PYTHONPATH=search_path,
-    )
-    return folder, result
-
-
-def test_one_and_two_processes_give_the_same_losses(
-    monkeypatch, two_processes, toy_data_roots, tmp_path
-):
+def test_two_processes_have_the_losses_of_one_until_one_fails(toy_data_roots, run_tool, tmp_path):
     """The mean of two processes' losses over 4 images is one process's loss over 8.
 
     The sampler shuffles with the same seed in both cases and gives process r of 2 the images at
     r, r + 2, r + 4, ...: iteration by iteration, the two together have the images that one process
-    has. There is nothing else that is random, and nothing that depends on the other images of a
-    process, as BN does.
+    has. Nothing else is random, and nothing depends on the other images of a process, as BN does.
     """
-    folder, _ = two_processes
-    shares = [json.loads((folder / f"{rank}.json").read_text())[:ITERATIONS] for rank in (0, 1)]
-    monkeypatch.syspath_prepend(str(folder))
-    config = write_recording_config(tmp_path, toy_data_roots["classification"], 8, 10)
-    cfg = load_config(str(config), work_dir=str(tmp_path / "work"))
+    one, two = tmp_path / "one", tmp_path / "two"
+    config = write_recording_config(two, toy_data_roots["classification"], 4, 11)
+    result = run_tool(
+        *("bash", ROOT / "tools/dist_train.sh", config, 2, "--work-dir", two / "work"),
+        check=False,
+        PYTHONPATH=os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+    )
+    shares = [json.loads((two / f"{rank}.json").read_text()) for rank in (0, 1)]
+    config = write_recording_config(one, toy_data_roots["classification"], 8, 10)
+    cfg = load_config(str(config), work_dir=str(one / "work"))
     build_runner(cfg, "none", all_weights_needed=False).train()
-    alone = json.loads((tmp_path / "0.json").read_text())
-    together = [(one + other) / 2 for one, other in zip(*shares, strict=True)]
+    alone = json.loads((one / "0.json").read_text())
+    pairs = list(zip(*shares, strict=True))[:ITERATIONS]
     assert len(alone) == ITERATIONS and alone[-1] < alone[0] - 0.1
-    assert max(abs(one - other) for one, other in zip(*shares, strict=True)) > 0.01
+    assert max(abs(first - second) for first, second in pairs) > 0.01
+    together = [(first + second) / 2 for first, second in pairs]
     assert together == pytest.approx(alone, rel=0, abs=1e-4)
 
-
-def test_an_invalid_loss_in_one_process_stops_all(two_processes):
-    folder, result = two_processes
     assert result.returncode != 0
     # The first process that ends may end the other one before it can say the same.
     expected = "training stopped at iteration 21: loss is nan in process 1; "
     assert f"error: {expected}" in result.stdout and "InvalidLossError" not in result.stdout
     last = result.stdout.splitlines()[-1]
     assert last.startswith("error: process ") and f" failed first: {expected}" in last
-    assert [len(json.loads((folder / f"{rank}.json").read_text())) for rank in (0, 1)] == [21, 21]
-    assert not list((folder / "work").glob("*.pth"))
+    assert [len(share) for share in shares] == [21, 21]
+    assert not list((two / "work").glob("*.pth"))
 
 
-def living_processes(mark: str) -> dict[int, dict[str, str]]:
+def living_processes(mark: str) -> dict[int, str]:
     """The environments of the living processes that have a mark in theirs, by process."""
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            entries = (folder / "environ").read_bytes().decode(errors="replace").split("\0")
-        except OSError:
-            continue  # ended meanwhile, or another user's
-        environment = dict(entry.split("=", 1) for entry in entries if "=" in entry)
-        if environment.get("FAULT_TEST") == mark:  # a zombie has no environment
-            found[int(folder.name)] = environment
+        with suppress(OSError):  # ended meanwhile, or another user's
+            environment = "\0" + (folder / "environ").read_text(errors="replace")
+            if f"\0FAULT_TEST={mark}\0" in environment:  # a zombie has no environment
+                found[int(folder.name)] = environment
     return found
 
 
-def wait_for_the_end_of(mark: str) -> None:
-    """Data workers look every five seconds whether their process is alive."""
-    deadline = time.monotonic() + 30
-    while left := living_processes(mark):
-        assert time.monotonic() < deadline, f"still there: {left.keys()}"
-        time.sleep(0.01)
-
-
 def train_on_two_processes(
-    toy_coco: Path,
-    work_dir: Path,
-    when_it_trains: Callable[[subprocess.Popen, str], None] = lambda job, mark: None,
+    toy_coco: Path, work_dir: Path, when_it_trains: Callable[[subprocess.Popen, str], None]
 ) -> tuple[int, str]:
     """Call a function with the job and its mark once two processes with workers train.
 
@@ -157,19 +125,18 @@ def train_on_two_processes(
     command += ["default_hooks.logger.interval=1", "default_hooks.checkpoint.interval=1000"]
     command += ["train_cfg.val_interval=1000", "train_dataloader.batch_size=4"]
     environment = {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "FAULT_TEST": mark}
-    with subprocess.Popen(
-        [str(part) for part in command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, **environment},
-    ) as job:
+    streams = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    with subprocess.Popen(command, env={**os.environ, **environment}, **streams) as job:
         try:
             for line in job.stdout:
                 if "Epoch(train)" in line and "Epoch(train)" not in said:
                     when_it_trains(job, mark)
                 said += line
-            wait_for_the_end_of(mark)
+            # Data workers look every five seconds whether their process is alive.
+            deadline = time.monotonic() + 30
+            while left := living_processes(mark):
+                assert time.monotonic() < deadline, f"still there: {left.keys()}"
+                time.sleep(0.01)
         finally:
             for process in living_processes(mark):
                 os.kill(process, signal.SIGKILL)
@@ -178,9 +145,10 @@ def train_on_two_processes(
 
 def test_one_dead_process_of_two_ends_the_job(toy_coco, tmp_path):
     def kill_the_second(job: subprocess.Popen, mark: str) -> None:
-        processes = living_processes(mark).items()
-        second, *workers = sorted(process for process, env in processes if env.get("RANK") == "1")
-        assert workers
+        processes = {p for p, env in living_processes(mark).items() if "\0RANK=1\0" in env}
+        stats = [Path(f"/proc/{process}/stat").read_text() for process in processes]
+        parents = {int(stat.rpartition(")")[2].split()[1]) for stat in stats}
+        [second] = processes & parents  # the others are its data workers
         os.kill(second, signal.SIGKILL)
 
     status, said = train_on_two_processes(toy_coco, tmp_path, kill_the_second)
@@ -282,49 +250,41 @@ def test_a_process_of_a_group_ends_as_usual(tmp_path, last, status, said):
     assert note.exists() == bool(said) and (not said or said in note.read_text())
 
 
-def test_unused_parameters_are_looked_for_where_the_config_says(monkeypatch):
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setattr(distributed, "init_process_group", lambda backend: None)
-    cfg = load_config(str(NANO_CONFIG), {"find_unused_parameters": True})
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    init_dist(cfg, "pytorch")
-    assert cfg.model_wrapper_cfg.find_unused_parameters is True
-
-
-def test_slurm_without_a_gpu_sets_what_torch_reads(monkeypatch):
-    slurm = dict(SLURM_PROCID="3", SLURM_NTASKS="4", SLURM_LOCALID="1")
+def test_slurm_without_a_gpu_sets_what_torch_and_mmengine_read(monkeypatch):
     for name in ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
-    for name, value in {**slurm, "SLURM_NODELIST": "node[07-08,11],gpu3"}.items():
-        monkeypatch.setenv(name, value)
+    slurm = dict(PROCID="3", NTASKS="4", LOCALID="1", NODELIST="node[07-08,11],gpu3")
+    for name, value in slurm.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
     monkeypatch.setattr(distributed, "init_process_group", lambda backend: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    init_dist(load_config(str(NANO_CONFIG)), "slurm")
+    cfg = load_config(str(NANO_CONFIG), {"find_unused_parameters": True})
+    init_dist(cfg, "slurm")
     found = [os.environ[n] for n in ("MASTER_ADDR", "RANK", "WORLD_SIZE", "LOCAL_RANK")]
     assert found == ["node07", "3", "4", "1"]
+    assert cfg.model_wrapper_cfg.find_unused_parameters is True
 
 
-@pytest.mark.parametrize(("gpus", "refused"), [(1, False), (2, True), (4, False)])
-def test_slurm_may_show_each_task_its_own_gpu(monkeypatch, gpus, refused):
+def test_slurm_may_show_each_task_its_own_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     for name in ("SLURM_LOCALID", "SLURM_PROCID"):
         monkeypatch.setenv(name, "3")
     cfg = load_config(str(NANO_CONFIG))
-    if refused:
-        with pytest.raises(SystemExit, match="no GPU"):
-            init_dist(cfg, "slurm")
-    else:
+    for gpus in (1, 4):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: gpus)
         init_dist(cfg, "slurm")
         assert cfg.launcher == "slurm"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(SystemExit, match="no GPU"):
+        init_dist(cfg, "slurm")
 
 
-@pytest.mark.parametrize(
-    ("launcher", "named"), [("pytorch", "RANK: dist_train.sh"), ("slurm", "PROCID: slurm_train.sh")]
-)
-def test_a_launcher_that_did_not_start_the_process_is_named(monkeypatch, launcher, named):
+def test_a_launcher_that_did_not_start_the_process_is_named(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.delenv("SLURM_PROCID", raising=False)
-    with pytest.raises(SystemExit, match=f"^error: --launcher {launcher} needs .*{named}"):
-        init_dist(load_config(str(NANO_CONFIG)), launcher)
+    cfg = load_config(str(NANO_CONFIG))
+    with pytest.raises(SystemExit, match="^error: --launcher pytorch needs .*RANK: dist_train.sh"):
+        init_dist(cfg, "pytorch")
+    with pytest.raises(SystemExit, match="^error: --launcher slurm needs .*ID: slurm_train.sh"):
+        init_dist(cfg, "slurm")
