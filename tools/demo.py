@@ -160,11 +160,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         except Exception as error:
             failures.append(f"{file}: {one_line(str(error)) or type(error).__name__}")
             continue
-        encoded = cv2.imencode(".png", picture)[1].tobytes()
-        contents = {".json": json.dumps(record, ensure_ascii=False).encode(), ".png": encoded}
+        said = json.dumps(record, ensure_ascii=False).encode()
         with errors_in_one_line(OSError):
             result.parent.mkdir(parents=True, exist_ok=True)
-            for suffix, content in contents.items():
+            for suffix, content in (".json", said), (".png", cv2.imencode(".png", picture)[1]):
                 with atomic_write(Path(f"{result}{suffix}")) as temporary:
                     temporary.write_bytes(content)
         print(f"Wrote {result}.png")

@@ -15,20 +15,9 @@ from pathlib import Path
 
 import torch
 
+from crossformer_mm.deploy import onnx
 from crossformer_mm.deploy.dense_part import DensePart, ExportError
-from crossformer_mm.deploy.onnx import (
-    TOLERANCE,
-    check_destination,
-    check_installed,
-    describe_input,
-    export_onnx,
-)
-from crossformer_mm.engine.config import (
-    add_config_arguments,
-    check_file,
-    choose_shape,
-    load_model_config,
-)
+from crossformer_mm.engine import config
 from crossformer_mm.engine.trained_model import load_model
 from crossformer_mm.utils.cli import OneLineParser, errors_in_one_line, run
 from crossformer_mm.utils.errors import CheckpointError
@@ -39,7 +28,7 @@ DEFAULT_SHAPES = {"mmpretrain": (224, 224), "mmdet": (800, 1280), "mmseg": (512,
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = OneLineParser(description=__doc__)
-    add_config_arguments(parser)
+    config.add_config_arguments(parser)
     parser.add_argument("checkpoint", help="checkpoint file")
     parser.add_argument("out", metavar="OUT.onnx", type=Path, help="file to write")
     shape = "of the image; if not given, 224 224, for a detector 800 1280, for a segmentor 512 512"
@@ -50,24 +39,22 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Export, compare and print."""
     args = parse_args(argv)
-    logging.disable(logging.INFO)
-    # What PyTorch's exporter could not simplify would fill the screen.
-    logging.getLogger("onnxscript").setLevel(logging.ERROR)
+    logging.disable(logging.WARNING)  # what PyTorch's exporter could not simplify fills screens
     warnings.simplefilter("ignore")
     with errors_in_one_line(CheckpointError, ExportError):
-        check_destination(args.out)
-        check_installed()
-        cfg = load_model_config(args.config, args.cfg_options)
-        check_file(args.checkpoint, "checkpoint")
-        shape = choose_shape(args.shape, cfg, DEFAULT_SHAPES)
+        onnx.check_destination(args.out)
+        onnx.check_installed()
+        cfg = config.load_model_config(args.config, args.cfg_options)
+        config.check_file(args.checkpoint, "checkpoint")
+        shape = config.choose_shape(args.shape, cfg, DEFAULT_SHAPES)
         cfg.model.backbone.attn_backend = "eager"  # which uses PyTorch's own operators alone
         model, _, _ = load_model(cfg, args.checkpoint, torch.device("cpu"))
         part = DensePart(model).eval()
-        deviations = export_onnx(part, shape, args.out, describe_input(cfg))
+        deviations = onnx.export_onnx(part, shape, args.out, onnx.describe_input(cfg))
     worst = max(deviations, key=deviations.get)
     print(
         f"Maximum deviation from PyTorch: {deviations[worst]:.1e} of the largest value of {worst} "
-        f"({TOLERANCE:.0e} is allowed)"
+        f"({onnx.TOLERANCE:.0e} is allowed)"
     )
     images = (1, part.backbone.in_channels, *shape)
     print(f"Wrote {args.out}, for normalised float32 images {images}")

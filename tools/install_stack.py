@@ -14,25 +14,25 @@ import signal
 import subprocess
 import sys
 import sysconfig
-import time
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from stack_versions import STACKS
 
 ROOT = Path(__file__).resolve().parents[1]
 NEEDED_GB = 10
-ATTEMPTS = 3
 NETWORK = "the package index cannot be reached: is there a network, and HTTPS_PROXY where needed?"
 # What a step's log says -> the likely cause and what to do.
 CAUSES = {
     r"no space left on device|disk quota exceeded": f"the disk is full; {NEEDED_GB} GB are needed",
-    r"killed signal terminated program|cc1plus.*killed|virtual memory exhausted|cannot allocate "
-    r"memory|MemoryError|exit status: -9": "the memory is too small; compile one file at a time "
-    "with MAX_JOBS=1, or add swap",
+    r"killed signal|cc1plus.*killed|memory exhausted|cannot allocate memory|MemoryError|"
+    r"exit status: -9": "the memory is too small; compile with MAX_JOBS=1, or add swap",
     r"CERTIFICATE_VERIFY_FAILED|invalid peer certificate|UnknownIssuer": "a certificate is not "
     "trusted; behind a proxy, set PIP_CERT and SSL_CERT_FILE to the file with its certificate",
     r"Python\.h: No such file": "Python's headers are missing; on Debian: apt install python3-dev",
+    r"ensurepip|No module named venv": "Python's venv is missing; on Debian: apt install "
+    "python3-venv",
     r"requires a different python|requires-python": "this Python is not one that the package takes",
     r"(g\+\+|gcc|c\+\+|cc1plus).{0,20}(not found|no such file)|unable to execute": "a C++ compiler "
     "is needed; on Debian: apt install g++",
@@ -40,16 +40,12 @@ CAUSES = {
     r"NewConnectionError|ProxyError|IncompleteRead|incomplete download|from versions: none|"
     r"failed to (download|fetch)|network is unreachable|dns error": NETWORK,
 }
-# How far a step is; ninja counts files as [2/10].
-PROGRESS = re.compile(r"\[\d+/\d+\]|(?:Collecting|Downloading|Installing) .*")
+ERROR = re.compile(r"error|fatal|killed|no such file|no space|not found|cause:", re.I)
 # What pip and uv say after the error itself.
 EPILOGUE = re.compile(
-    r"metadata-generation-failed|subprocess-exited-with-error|Encountered error while|See above|"
-    r"^\s*(note|hint):|Failed (to build|building)|\[end of output\]|exit code:|lines of output|"
-    r"did not run successfully|No matching distribution found|failed-wheel-build|notice\]|"
-    r"Could not build wheels"
+    r"subprocess-exited|metadata-generation|wheel-build|Encountered error while|exit code:|"
+    r"^\s*(note|hint):|Failed (to build|building)|Could not build|No matching distribution|^\W*$"
 )
-ERROR = re.compile(r"error|fatal|killed|no such file|no space|not found|cause:", re.I)
 
 
 class SetupError(Exception):
@@ -60,113 +56,88 @@ class Installation:
     """An environment that is being filled, step by step, with one log for all steps."""
 
     def __init__(self, venv: Path) -> None:
-        self.venv, self.log, self.python = venv, venv / "install.log", venv / "bin" / "python"
+        self.venv, self.log, self.python = venv, venv / "install.log", str(venv / "bin/python")
         self.unfinished = venv / ".unfinished"  # exists until the environment is complete
 
     def create(self) -> None:
         """Make the environment, anew if an earlier set-up was interrupted."""
         if self.unfinished.exists():
-            print(f"==> {self.venv} is half made: making it anew", flush=True)
             shutil.rmtree(self.venv)
         self.venv.mkdir(parents=True, exist_ok=True)
         self.unfinished.touch()
         self.log.write_text("")
-        made = self.run_once([sys.executable, "-m", "venv", str(self.venv)])
-        if made or not self.python.exists():
-            raise SetupError(
-                f"no virtual environment could be made in {self.venv}: {self.explain(0)[1]}; "
-                f"on Debian: apt install python3-venv (log: {self.log})"
-            )
+        command = [sys.executable, "-m", "venv", str(self.venv)]
+        self.step(f"A new environment; {self.log} says more", lambda: self.run_once(command))
 
     def run_once(self, command: list[str], **env: str) -> int:
-        """Run a command with its output in the log; every 20 seconds, show how far it is."""
-        start = time.monotonic()
+        """Run a command with its output in the log, and return its exit status."""
         with self.log.open("a") as log:
-            log.write(f"\n$ {' '.join(command)}\n")
-            log.flush()
+            print("$", *command, file=log, flush=True)
             streams = dict(stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
-            with subprocess.Popen(command, env={**os.environ, **env}, **streams) as process:
-                while True:
-                    try:
-                        status = process.wait(timeout=20)
-                        break
-                    except subprocess.TimeoutExpired:
-                        last = self.log.read_text(errors="replace")[-20000:]
-                        found = ["", *PROGRESS.findall(last)][-1][:80]
-                        print(f"    {time.monotonic() - start:.0f}s {found}", flush=True)
+            status = subprocess.run(command, env={**os.environ, **env}, **streams).returncode
             if status < 0:
-                log.write(f"exit status: {status}\n")
+                print("exit status:", status, file=log)
         return status
 
     def step(self, title: str, *ways: Callable[[], int]) -> None:
-        """Do a step in the first way that succeeds; try again if the network broke off."""
+        """Do a step in the first way that succeeds; try twice again if the network broke off."""
         print(f"==> {title}", flush=True)
-        start = time.monotonic()
-        for attempt in range(1, ATTEMPTS + 1):
+        for _ in range(3):
             begin = self.log.stat().st_size
             if any(way() == 0 for way in ways):
-                print(f"    done in {time.monotonic() - start:.0f}s", flush=True)
                 return
             cause, reason = self.explain(begin)
-            if cause != NETWORK or attempt == ATTEMPTS:
+            if cause != NETWORK:
                 break
-            print(f"    the download broke off; attempt {attempt + 1} of {ATTEMPTS}", flush=True)
+            print("    the download broke off", flush=True)
         raise SetupError(f"{title}: {f'{cause} ({reason})' if cause else reason} (log: {self.log})")
 
     def explain(self, begin: int) -> tuple[str | None, str]:
         """From the log after a position: the likely cause, or None, and the last error."""
         text = self.log.read_bytes()[begin:].decode(errors="replace")
         cause = next((c for sign, c in CAUSES.items() if re.search(sign, text, re.I)), None)
-        lines = [line for line in text.splitlines() if line.strip(" │╰─>×")]
-        told = [line for line in lines if not EPILOGUE.search(line)]
+        told = [line.strip() for line in text.splitlines() if not EPILOGUE.search(line)]
         errors = [line for line in told if ERROR.search(line)]
-        return cause, (errors or told or lines or ["it failed without a word"])[-1].strip()[:300]
+        return cause, (errors or told)[-1][:300]
 
-    def install(self, *packages: str) -> list[Callable[[], int]]:
-        """Two ways to install packages: uv, then pip."""
+    def install(self, title: str, *packages: str) -> None:
+        """Install packages, as one step: with uv, or else with pip."""
         options = ["install", "--no-build-isolation", *packages]
-        python = str(self.python)
-        uv = [python, "-m", "uv", "pip", *options, "--python", python]
+        uv = [self.python, "-m", "uv", "pip", *options, "--python", self.python]
         # The system's certificates are those that a proxy's is among. uv does not read pip's index.
         env = dict(UV_SYSTEM_CERTS="1")
         if index := os.environ.get("PIP_INDEX_URL"):
             env["UV_DEFAULT_INDEX"] = index
-        return [lambda: self.run_once(uv, **env), lambda: self.pip(*options)]
+        self.step(title, lambda: self.run_once(uv, **env), lambda: self.pip(*options))
 
-    def pip(self, command: str, *arguments: str, **env: str) -> int:
-        """Run a command of pip."""
-        pip = [str(self.python), "-m", "pip", "--disable-pip-version-check", command]
+    def pip(self, *arguments: str, **env: str) -> int:
+        """Run pip."""
+        pip = [self.python, "-m", "pip", "--disable-pip-version-check"]
         return self.run_once([*pip, *arguments], **env)
 
-    def build_mmcv(self, requirement: str, standard: str = "c++17") -> int:
+    def build_mmcv(self, requirement: str, standard: str) -> int:
         """Compile mmcv's operators, in groups of source files, and install it."""
-        folder = self.venv / "mmcv"
-        shutil.rmtree(folder, ignore_errors=True)
         options = ["--no-deps", "--no-build-isolation"]
-        source = ["--no-binary", requirement.split("==")[0], "--dest", str(folder), requirement]
-        if status := self.pip("download", *options, *source):
-            return status
-        (archive,) = folder.glob("*.tar.gz")
-        shutil.unpack_archive(archive, folder)
-        (project,) = (path for path in folder.iterdir() if path.is_dir())
-        setup = project / "setup.py"
-        setup.write_text(setup.read_text().replace("-std=c++17", f"-std={standard}"))
-        group_sources(project / "mmcv/ops/csrc/pytorch", max(4, os.cpu_count() or 1))
-        # The default of -O3 -g is slower to compile, and the files are far larger.
-        flags = os.environ.get("CFLAGS", "-O2 -g0")
-        options += ["-v", "--check-build-dependencies"]
-        status = self.pip("install", *options, str(project), CFLAGS=flags)
-        if status == 0:
-            shutil.rmtree(folder)
-        return status
+        source = ["--no-binary", requirement.split("==")[0], requirement]
+        with TemporaryDirectory(dir=self.venv) as folder:
+            if status := self.pip("download", *options, *source, "--dest", folder):
+                return status
+            (archive,) = Path(folder).glob("*.tar.gz")
+            shutil.unpack_archive(archive, folder)
+            (setup,) = Path(folder).glob("*/setup.py")
+            setup.write_text(setup.read_text().replace("-std=c++17", f"-std={standard}"))
+            group_sources(setup.parent / "mmcv/ops/csrc/pytorch", max(4, os.cpu_count() or 1))
+            # The default of -O3 -g is slower to compile, and the files are far larger.
+            flags = os.environ.get("CFLAGS", "-O2 -g0")
+            options += ["-v", "--check-build-dependencies", str(setup.parent)]
+            return self.pip("install", *options, CFLAGS=flags)
 
 
 def group_sources(folder: Path, groups: int) -> None:
-    """Let the compiler take mmcv's C++ files in groups of many.
+    """Let the compiler take mmcv's C++ files in groups, to read PyTorch's headers once for each.
 
-    Each includes all of PyTorch's headers, which take 9 of the 10 seconds of a file. A few define
-    the same helpers as others do: as neighbours in the list they are in different groups, and the
-    one with macros, which is last in the list, is last in its group.
+    A few define the same helpers as others do: as neighbours in the list they are in different
+    groups, and the one with macros, which is last in the list, is last in its group.
     """
     clash = ["bezier_align", "roi_align", "roi_align_rotated", "rotated_feature_align", "psamask"]
     helpers = {file.stem: file for file in sorted(folder.glob("cpu/*.cpp"))}
@@ -181,7 +152,7 @@ def group_sources(folder: Path, groups: int) -> None:
 def check_machine(venv: Path) -> None:
     """Raise SetupError where something is missing that would be noticed only minutes later."""
     compiler = os.environ.get("CXX", "c++").split()[0]
-    headers = Path(sysconfig.get_path("include")) / "Python.h"
+    headers = Path(sysconfig.get_path("include"), "Python.h")
     needs_nvcc = shutil.which("nvidia-smi") and not os.environ.get("CUDA_HOME")
     place = next(path for path in (venv, *venv.parents) if path.exists())
     free = shutil.disk_usage(place).free // 2**30
@@ -203,12 +174,12 @@ def install_stack(family: str, venv: Path) -> None:
     new = Installation(venv)
     new.create()
     new.pip("install", "uv")  # where this fails, so will uv, and pip is next
-    new.step("1/3 PyTorch (5 GB)", *new.install(*stack["torch"], *stack["base"]))
+    new.install("1/3 PyTorch (5 GB)", *stack["torch"], *stack["base"])
     new.step(
         "2/3 mmcv (compiles its operators: a minute or two on 2 cores)",
         lambda: new.build_mmcv(stack["mmcv"], stack.get("c++", "c++17")),
     )
-    new.step("3/3 mmdet, mmseg, mmpretrain", *new.install("-e", f"{ROOT}[{stack['extra']},dev]"))
+    new.install("3/3 mmdet, mmseg, mmpretrain", "-e", f"{ROOT}[{stack['extra']},dev]")
     new.unfinished.unlink()
 
 

@@ -7,7 +7,6 @@ python tools/make_toy_dataset.py imagenet data/toy_imagenet
 
 import argparse
 from collections.abc import Sequence
-from functools import partial
 from importlib import import_module
 
 from crossformer_mm.utils.cli import OneLineParser, errors_in_one_line, run
@@ -23,11 +22,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Arguments, with the name of the data set in ``dataset``."""
     parser = OneLineParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(metavar="DATASET", dest="dataset", required=True)
+    with_defaults = dict(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     for name, (summary, _, train, val, size) in DATASETS.items():
-        command = commands.add_parser(
-            name, help=summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-        )
-        add = command.add_argument
+        add = commands.add_parser(name, help=summary, **with_defaults).add_argument
         add("out", metavar="OUT", help="folder to write to")
         add("--train", type=int, metavar="N", default=train, help="training images")
         add("--val", type=int, metavar="N", default=val, help="validation images")
@@ -41,15 +38,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the data set and say what is in it; one line and status 1 if that is not possible."""
     args = parse_args(argv)
-    # The others need no pycocotools.
-    module = import_module(f"crossformer_mm.datasets.toy.{args.dataset}")
-    write = getattr(module, f"write_{args.dataset}")
-    _, counted, *_ = DATASETS[args.dataset]
+    name, counted = args.dataset, DATASETS[args.dataset][1]
     options = args.train, args.val, tuple(args.size), args.seed, args.overwrite
+    # The others need no pycocotools.
+    write = getattr(import_module(f"crossformer_mm.datasets.toy.{name}"), f"write_{name}")
     with errors_in_one_line(ValueError, OSError):
-        summary = write(args.out, *options, report=partial(print, flush=True))
+        summary = write(args.out, *options)
     for split, made in summary.items():
-        counts = ", ".join(f"{name} {count}" for name, count in sorted(made[counted].items()))
+        counts = ", ".join(f"{kind} {count}" for kind, count in sorted(made[counted].items()))
         print(f"{split}: {made['images']} images, {counted.replace('_', ' ')}: {counts}")
     print(f"The data set is in {args.out}")
 

@@ -23,27 +23,22 @@ esac
 VENV=${CROSSFORMER_VENV:-$VENV}
 
 has_stack() {
-    "$1" - "$STACK" >/dev/null 2>&1 <<'PY'
+    "$1" -c '
 import sys
 from importlib.metadata import version
-
 import mmcv.ops, mmdet, mmpretrain, mmseg
-
 if sys.argv[1]:
     version("mmcv" if sys.argv[1] == "openmmlab" else "onedl-mmcv")
-PY
+' "$STACK" >/dev/null 2>&1
 }
 
 has_project() {
-    (cd / && "$1" - "$ROOT" >/dev/null 2>&1) <<'PY'
+    (cd / && "$1" -c '
 import sys
-from pathlib import Path
-
 import onnxruntime, onnxscript, pytest, ruff, safetensors, tensorboard, xdist
 import crossformer_mm
-
-assert Path(crossformer_mm.__file__).parents[1] == Path(sys.argv[1])
-PY
+assert crossformer_mm.__path__ == sys.argv[1:]
+' "$ROOT/crossformer_mm") >/dev/null 2>&1
 }
 
 find_python() {
@@ -59,10 +54,8 @@ find_python() {
         "found $("${PYTHON:-python3}" --version 2>&1 || true). PYTHON names another interpreter"
 }
 
-ACTIVE=
-[ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] || ACTIVE=$(command -v python || true)
-if [ -n "$ACTIVE" ] && has_stack "$ACTIVE"; then
-    PYTHON=$ACTIVE
+if [ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] && has_stack python; then
+    PYTHON=$(command -v python)
 else
     if [ -e "$VENV/.unfinished" ] || ! has_stack "$VENV/bin/python"; then
         BASE=$(find_python) || exit 1

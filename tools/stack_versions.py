@@ -1,10 +1,8 @@
 """The versions that the project is installed and tested with, and why: for setup.py and the set-up.
 
-setuptools is needed twice, for different reasons. To build: onedl-mmcv 2.3.6 asks for 80 (and fails
-below 77, which do not know its licence field), while torch 2.1.2's extension builder imports
-`packaging` from `pkg_resources`, where it no longer is from 70 on. To run: the libraries import
-`pkg_resources`, which 81 warns about and 82 no longer has. A new environment of Python 3.11 is born
-with 65.5 and one of 3.12 with none, so the lower bound has to be said.
+setuptools: to build, onedl-mmcv 2.3.6 asks for 80, while torch 2.1.2's extension builder imports
+`packaging` from `pkg_resources`, where it no longer is from 70 on. To run, the libraries import
+`pkg_resources`, which 81 warns about and 82 no longer has. Python 3.11's own is 65.5.
 
 mmcv is compiled against the torch that is installed, so without build isolation, and what its
 setup.py imports (`BUILD`) has to be there beforehand. numpy stays in the series that torch and the

@@ -12,14 +12,7 @@ from collections.abc import Sequence
 from mmengine.config import Config, ConfigDict
 
 from crossformer_mm.datasets.paths import check_data
-from crossformer_mm.engine.config import (
-    add_common_arguments,
-    check_amp,
-    check_file,
-    load_config,
-    require,
-    type_name,
-)
+from crossformer_mm.engine import config
 from crossformer_mm.engine.runner import build_runner
 from crossformer_mm.utils import cli
 from crossformer_mm.utils.errors import CheckpointError
@@ -28,19 +21,18 @@ from crossformer_mm.utils.errors import CheckpointError
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = cli.OneLineParser(description=__doc__)
-    add_common_arguments(parser)
+    config.add_common_arguments(parser)
     parser.add_argument("checkpoint", help="checkpoint file")
     parser.add_argument("--out", metavar="FILE.pkl", help="write the predictions to a pickle file")
     parser.add_argument("--show-dir", metavar="DIR", help="draw predictions into this folder")
     parser.add_argument("--tta", action="store_true", help="test-time augmentation")
-    parser.add_argument("--amp", action="store_true", help="automatic mixed precision (GPU)")
     parser.add_argument("--eval", nargs="+", metavar="METRIC", help="COCO's: bbox, segm, proposal")
     return parser.parse_args(argv)
 
 
 def apply_options(cfg: Config, args: argparse.Namespace) -> None:
     """Write what the options say into the config."""
-    check_file(args.checkpoint, "checkpoint")
+    config.check_file(args.checkpoint, "checkpoint")
     cfg.load_from = args.checkpoint
     cfg.resume = False  # a resumed training has dumped the config with True
     if not isinstance(cfg.test_evaluator, (list, tuple)):
@@ -55,11 +47,11 @@ def apply_options(cfg: Config, args: argparse.Namespace) -> None:
     if args.show_dir is not None:
         draw_predictions(cfg, os.path.abspath(args.show_dir))
     if args.tta:
-        require(cfg, ("tta_model", "tta_pipeline"), "--tta")
+        config.require(cfg, ("tta_model", "tta_pipeline"), "--tta")
         cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
         cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
     if args.amp:
-        check_amp()
+        config.check_amp()
         cfg.test_cfg.fp16 = True
 
 
@@ -68,17 +60,17 @@ def choose_metrics(evaluators: list, metrics: list[str]) -> None:
     known = ("bbox", "segm", "proposal", "proposal_fast")
     if unknown := [metric for metric in metrics if metric not in known]:
         cli.fail(f"--eval {unknown[0]}: choose from {', '.join(known)}")
-    coco = [evaluator for evaluator in evaluators if type_name(evaluator) == "CocoMetric"]
-    if not coco:
-        kinds = ", ".join(map(type_name, evaluators))
-        cli.fail(f"--eval is for COCO metrics; the config has {kinds}")
-    for evaluator in coco:
-        evaluator.metric = metrics
+    kinds = [config.type_name(evaluator) for evaluator in evaluators]
+    if "CocoMetric" not in kinds:
+        cli.fail(f"--eval is for COCO metrics; the config has {', '.join(kinds)}")
+    for evaluator, kind in zip(evaluators, kinds, strict=True):
+        if kind == "CocoMetric":
+            evaluator.metric = metrics
 
 
 def draw_predictions(cfg: Config, folder: str) -> None:
     """Draw every image: the hook's options differ between the libraries."""
-    require(cfg.default_hooks, ("visualization",), "--show-dir")
+    config.require(cfg.default_hooks, ("visualization",), "--show-dir")
     hook = cfg.default_hooks.visualization
     if cfg.default_scope == "mmdet":
         hook.update(draw=True, test_out_dir=folder)
@@ -92,7 +84,7 @@ def draw_predictions(cfg: Config, folder: str) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Test as the command line says."""
     args = parse_args(argv)
-    cfg = load_config(args.config, args.cfg_options, args.work_dir)
+    cfg = config.load_config(args.config, args.cfg_options, args.work_dir)
     apply_options(cfg, args)
     check_data(cfg, "test_dataloader")
     with cli.errors_in_one_line(CheckpointError), cli.full_disk_in_one_line(cfg.work_dir):

@@ -11,46 +11,35 @@ from collections.abc import Sequence
 from mmengine.config import Config
 
 from crossformer_mm.datasets.paths import check_data
-from crossformer_mm.engine.config import (
-    add_common_arguments,
-    check_amp,
-    check_file,
-    load_config,
-    require,
-)
+from crossformer_mm.engine import config
 from crossformer_mm.engine.hooks.loss_check import InvalidLossError
 from crossformer_mm.engine.resume import find_checkpoint_to_resume
 from crossformer_mm.engine.runner import build_runner
 from crossformer_mm.utils.cli import OneLineParser, errors_in_one_line, full_disk_in_one_line, run
 from crossformer_mm.utils.errors import CheckpointError
 
-ADVICE = "--resume goes on from the last checkpoint"
-
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = OneLineParser(description=__doc__)
-    add_common_arguments(parser)
+    config.add_common_arguments(parser)
     parser.add_argument("--pretrained", metavar="CKPT", help="weights the backbone starts from")
-    parser.add_argument("--amp", action="store_true", help="automatic mixed precision (GPU)")
     parser.add_argument("--auto-scale-lr", action="store_true", help="scale lr with the batch size")
-    from_where = (
-        "go on from a checkpoint; without one, from the last complete one in the work folder"
-    )
-    parser.add_argument("--resume", nargs="?", const="auto", metavar="CKPT", help=from_where)
+    resume = "go on from a checkpoint; without one, from the last complete one in the work folder"
+    parser.add_argument("--resume", nargs="?", const="auto", metavar="CKPT", help=resume)
     return parser.parse_args(argv)
 
 
 def apply_options(cfg: Config, args: argparse.Namespace) -> None:
     """Write what the options say into the config."""
     if args.pretrained is not None:
-        check_file(args.pretrained, "--pretrained")
+        config.check_file(args.pretrained, "--pretrained")
         cfg.model.backbone.init_cfg = dict(type="Pretrained", checkpoint=args.pretrained)
     if args.amp:
-        check_amp()
+        config.check_amp()
         cfg.optim_wrapper.update(type="AmpOptimWrapper", loss_scale="dynamic")
     if args.auto_scale_lr:
-        require(cfg, ("auto_scale_lr",), "--auto-scale-lr")
+        config.require(cfg, ("auto_scale_lr",), "--auto-scale-lr")
         cfg.auto_scale_lr.enable = True
     if args.resume is not None:
         found = args.resume
@@ -60,13 +49,13 @@ def apply_options(cfg: Config, args: argparse.Namespace) -> None:
         cfg.resume = found is not None
         if cfg.resume:
             cfg.load_from = str(found)
-            check_file(cfg.load_from, "--resume")
+            config.check_file(cfg.load_from, "--resume")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train as the command line says."""
     args = parse_args(argv)
-    cfg = load_config(args.config, args.cfg_options, args.work_dir)
+    cfg = config.load_config(args.config, args.cfg_options, args.work_dir)
     apply_options(cfg, args)
     check_data(cfg, "train_dataloader", "val_dataloader")
     with errors_in_one_line(CheckpointError, InvalidLossError), full_disk_in_one_line(cfg.work_dir):
@@ -74,4 +63,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run(main, ADVICE)
+    run(main, "--resume goes on from the last checkpoint")

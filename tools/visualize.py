@@ -18,14 +18,8 @@ from crossformer_mm.models.crossformer import MIN_IMAGE_SIZE
 from crossformer_mm.utils.cli import OneLineParser, errors_in_one_line, fail, run
 from crossformer_mm.utils.errors import CheckpointError
 from crossformer_mm.utils.io import atomic_write
-from crossformer_mm.visualization import figures
+from crossformer_mm.visualization import figures, inputs
 from crossformer_mm.visualization.attention import AttentionCall, Token, record
-from crossformer_mm.visualization.inputs import (
-    RANDOM_WEIGHTS,
-    InputError,
-    build_backbone,
-    read_image,
-)
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -52,24 +46,21 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def draw(args: argparse.Namespace, cfg: Config) -> Figure:
     """Draw what the command line asks for."""
-    backbone, weights = build_backbone(cfg, args.checkpoint)
+    backbone, weights = inputs.build_backbone(cfg, args.checkpoint)
     last = backbone.out_indices[-1]
     stages = sorted(set(args.stage or range(last + 1)))
-    for stage in stages:
-        if not 0 <= stage <= last:
-            fail(f"--stage {stage}: this backbone runs stages 0 to {last}")
-    pixels, inputs = read_image(args.image, cfg, args.shape)
+    if wrong := set(stages) - set(range(last + 1)):
+        fail(f"--stage {min(wrong)}: this backbone runs stages 0 to {last}")
+    pixels, image = inputs.read_image(args.image, cfg, args.shape)
     sizes = [tuple(-(-side // 2**n) for side in pixels.shape[:2]) for n in (2, 3, 4, 5)]
     tokens = choose_tokens(sizes, stages, args.token)
     if args.kind == "groups":
         return figures.draw_groups(pixels, backbone, sizes, tokens)
-    if weights == RANDOM_WEIGHTS:
+    if weights == inputs.RANDOM_WEIGHTS:
         print("No --checkpoint was given: the weights are random")
     device = check_device(args.device)
-    try:
-        calls, stage_maps = record(backbone.to(device), inputs.to(device))
-    except ValueError as error:  # too few channels or pixels
-        fail(f"image {args.image}: {error}")
+    with errors_in_one_line(ValueError):  # too few channels or pixels
+        calls, stage_maps = record(backbone.to(device), image.to(device))
     if args.kind == "features":
         return figures.draw_features(pixels, stage_maps, stages, weights)
     calls = choose_calls(calls, stages, args.block, args.head)
@@ -79,7 +70,7 @@ def draw(args: argparse.Namespace, cfg: Config) -> Figure:
 
 
 def choose_tokens(
-    sizes: Sequence[tuple[int, int]], stages: Sequence[int], token: Sequence[int] | None
+    sizes: Sequence[Token], stages: Sequence[int], token: Sequence[int] | None
 ) -> dict[int, Token]:
     """Find the token of each chosen stage that covers one place of the image."""
     height, width = sizes[stages[0]]
@@ -89,15 +80,11 @@ def choose_tokens(
             f"--token {row} {column}: the map of stage {stages[0]} has rows 0 to {height - 1} "
             f"and columns 0 to {width - 1}"
         )
-    shifts = {stage: stage - stages[0] for stage in stages}
-    return {stage: (row >> shift, column >> shift) for stage, shift in shifts.items()}
+    return {stage: (row >> stage - stages[0], column >> stage - stages[0]) for stage in stages}
 
 
 def choose_calls(
-    calls: Sequence[AttentionCall],
-    stages: Sequence[int],
-    block: int | None,
-    heads: Sequence[int] | None,
+    calls: figures.Calls, stages: Sequence[int], block: int | None, heads: figures.Heads
 ) -> list[AttentionCall]:
     """Take the calls of some stages: of one block, or of the last two (one SDA, one LDA)."""
     chosen = []
@@ -107,9 +94,8 @@ def choose_calls(
             fail(f"--block {block}: stage {stage} has blocks 0 to {len(own) - 1}")
         chosen += own[-2:] if block is None else [own[block]]
     most = max(call.layer.num_heads for call in chosen)
-    for head in heads or ():
-        if not 0 <= head < most:
-            fail(f"--head {head}: the chosen blocks have heads 0 to {most - 1}")
+    if wrong := set(heads or ()) - set(range(most)):
+        fail(f"--head {min(wrong)}: the chosen blocks have heads 0 to {most - 1}")
     return [call for call in chosen if not heads or min(heads) < call.layer.num_heads]
 
 
@@ -122,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         fail(f"--shape {args.shape[0]} {args.shape[1]}: give at least {MIN_IMAGE_SIZE} for each")
     check_file(args.image, "image")
     check_file(args.checkpoint, "--checkpoint")
-    with errors_in_one_line(CheckpointError, InputError):
+    with errors_in_one_line(CheckpointError, inputs.InputError):
         figure = draw(args, load_config(args.config, args.cfg_options))
     with errors_in_one_line(OSError):
         args.out.parent.mkdir(parents=True, exist_ok=True)

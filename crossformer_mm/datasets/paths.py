@@ -21,14 +21,9 @@ def move_paths(value: object, old_root: str, new_root: str) -> object:
 
 
 def check_data(cfg: Mapping, *loaders: str) -> None:
-    """Fail before anything is built if local files or folders of the data are missing.
-
-    Args:
-        cfg: The config.
-        loaders: Its data loaders to look at, such as ``'train_dataloader'``.
-    """
+    """Fail if local data of loaders such as ``'train_dataloader'`` are missing."""
     for loader in loaders:
-        for dataset in _datasets((cfg.get(loader) or {}).get("dataset", {})):
+        for dataset in walk_datasets((cfg.get(loader) or {}).get("dataset")):
             for kind, path in _paths(dataset):
                 if not path.exists():
                     fail(
@@ -37,21 +32,20 @@ def check_data(cfg: Mapping, *loaders: str) -> None:
                     )
 
 
-def _datasets(dataset: Mapping) -> Iterator[Mapping]:
-    """Walk through wrappers like RepeatDataset and ConcatDataset."""
-    yield dataset
-    for inner in [dataset.get("dataset"), *dataset.get("datasets", [])]:
-        if isinstance(inner, Mapping):
-            yield from _datasets(inner)
+def walk_datasets(dataset: object) -> Iterator:
+    """A data set, or the config of one, and those that wrappers such as RepeatDataset hold."""
+    if dataset is not None and not isinstance(dataset, str):
+        yield dataset
+        for inner in [getattr(dataset, "dataset", None), *getattr(dataset, "datasets", [])]:
+            yield from walk_datasets(inner)
 
 
 def _paths(dataset: Mapping) -> Iterator[tuple[str, Path]]:
     """The local annotation file and folders of one data set."""
-    named = [("annotation file", dataset.get("ann_file"))]
     folders = dataset.get(CHECKED_FOLDERS.get(dataset.get("type")))
     folders = folders.values() if isinstance(folders, Mapping) else [folders]
-    named += [("folder", folder) for folder in folders]
     root = dataset.get("data_root") or ""
+    named = [("annotation file", dataset.get("ann_file")), *(("folder", each) for each in folders)]
     for kind, path in named:
         if path and "://" not in path and "://" not in root:
             yield kind, Path(root) / path

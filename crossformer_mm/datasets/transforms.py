@@ -21,11 +21,7 @@ class CheckSegLabels:
         self.ignore_index = ignore_index
 
     def __call__(self, results: dict) -> dict:
-        """Check ``results['gt_seg_map']``, (H, W) integers, and return ``results`` unchanged.
-
-        Raises:
-            ValueError: If a label is not a class, or the map has another size than the image file.
-        """
+        """Raise ValueError if ``gt_seg_map``, (H, W) integers, does not fit image or classes."""
         if "gt_seg_map" not in results:
             return results
         labels, what = results["gt_seg_map"], f"label map {results['seg_map_path']}"

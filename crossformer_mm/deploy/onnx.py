@@ -11,8 +11,8 @@ import torch
 from mmengine.config import Config
 from torch import Tensor
 
-from crossformer_mm.datasets.preprocessor import find_preprocessor, takes_rgb
 from crossformer_mm.deploy.dense_part import DensePart, ExportError
+from crossformer_mm.engine.config import find_preprocessor
 from crossformer_mm.utils.io import atomic_write
 
 INPUT = "image"
@@ -45,10 +45,11 @@ def check_destination(path: Path) -> None:
 def describe_input(cfg: Config) -> dict[str, str]:
     """What a file says about its images, in JSON or words, from the config's data preprocessor."""
     preprocessor = find_preprocessor(cfg)
+    is_rgb = preprocessor.get("bgr_to_rgb") or preprocessor.get("to_rgb")  # mmpretrain's name
     return dict(
         mean=json.dumps(preprocessor.get("mean", [0, 0, 0])),
         std=json.dumps(preprocessor.get("std", [1, 1, 1])),
-        channel_order="RGB" if takes_rgb(preprocessor) else "BGR",
+        channel_order="RGB" if is_rgb else "BGR",
         pad_size_divisor=json.dumps(preprocessor.get("pad_size_divisor", 1)),
         config=Path(cfg.filename).name,
     )

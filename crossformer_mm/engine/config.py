@@ -14,8 +14,6 @@ from crossformer_mm.models.crossformer import MIN_IMAGE_SIZE
 from crossformer_mm.utils.cli import fail
 from crossformer_mm.utils.requirements import HOW_TO_INSTALL
 
-SCOPES = ("mmpretrain", "mmdet", "mmseg")
-
 
 def add_config_arguments(parser: ArgumentParser) -> None:
     """Add what every tool takes that reads a config."""
@@ -42,6 +40,7 @@ def add_cfg_options(parser: ArgumentParser) -> None:
 def add_common_arguments(parser: ArgumentParser) -> None:
     """Add what training and testing both take."""
     add_config_arguments(parser)
+    parser.add_argument("--amp", action="store_true", help="automatic mixed precision (GPU)")
     parser.add_argument("--work-dir", help="folder for logs, metrics and checkpoints")
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
     parser.add_argument("--local_rank", "--local-rank", type=int, help=SUPPRESS)
@@ -53,8 +52,7 @@ def load_config(path: str, options: Mapping | None = None, work_dir: str | None 
     The option ``data_root`` moves all paths below the old one. Without ``work_dir``, the folder is
     the config's own or ``work_dirs/NAME``.
     """
-    if not Path(path).is_file():
-        fail(f"config {path} does not exist")
+    check_file(path, "config")
     try:
         cfg = Config.fromfile(path)
     except Exception as error:
@@ -68,7 +66,7 @@ def load_config(path: str, options: Mapping | None = None, work_dir: str | None 
     if Path(cfg.work_dir).exists() and not Path(cfg.work_dir).is_dir():
         fail(f"the work directory {cfg.work_dir} is not a folder: give another --work-dir")
     scope = cfg.get("default_scope")
-    if scope in SCOPES and find_spec(scope) is None:
+    if scope in ("mmpretrain", "mmdet", "mmseg") and find_spec(scope) is None:
         fail(f"config {path} needs {scope}, which is not installed: {HOW_TO_INSTALL}")
     return cfg
 
@@ -77,6 +75,11 @@ def type_name(cfg: Mapping) -> str:
     """The name of what a dict of a config builds; pure Python configs have the class itself."""
     kind = cfg.get("type")
     return getattr(kind, "__name__", str(kind)).rpartition(".")[2]
+
+
+def find_preprocessor(cfg: Config) -> Mapping:
+    """The settings of the data preprocessor, which are the model's or the config's own."""
+    return cfg.model.get("data_preprocessor") or cfg.get("data_preprocessor") or {}
 
 
 def check_file(path: str | None, argument: str) -> None:

@@ -30,14 +30,16 @@ def init_dist(cfg: Config, launcher: str) -> None:
         return
     if launcher not in VARIABLES:
         fail(f"--launcher {launcher} needs GPUs; without one use pytorch or slurm")
-    if launcher == "slurm":
-        _adopt_slurm_environment()
+    if launcher == "slurm":  # torch's variables; the first node of the list is the master
+        env = os.environ
+        first_node = re.sub(r"\[(\d+).*", r"\1", env["SLURM_NODELIST"].split(",")[0])
+        env.setdefault("MASTER_ADDR", first_node)
+        env.setdefault("MASTER_PORT", "29500")
+        env["RANK"], env["LOCAL_RANK"] = env["SLURM_PROCID"], env["SLURM_LOCALID"]
+        env["WORLD_SIZE"] = env["SLURM_NTASKS"]
     torch.distributed.init_process_group("gloo")
-    wrapper = dict(
-        type="MMDistributedDataParallel",
-        broadcast_buffers=False,
-        find_unused_parameters=cfg.get("find_unused_parameters", False),
-    )
+    wrapper = dict(type="MMDistributedDataParallel", broadcast_buffers=False)
+    wrapper["find_unused_parameters"] = cfg.get("find_unused_parameters", False)
     cfg.model_wrapper_cfg = {**wrapper, **cfg.get("model_wrapper_cfg", {}), "device_ids": None}
     cfg.launcher = "pytorch"
 
@@ -64,14 +66,3 @@ def _check_launched(launcher: str) -> None:
     enough = launcher == "slurm" and count == 1 or local_rank < count
     if torch.cuda.is_available() and not enough:
         fail(f"process {local_rank} of this machine has no GPU of its own: {count} were found")
-
-
-def _adopt_slurm_environment() -> None:
-    """Set torch's variables from Slurm's; the first node of the list is the master."""
-    env = os.environ
-    first_node = re.sub(r"\[(\d+).*", r"\1", env["SLURM_NODELIST"].split(",")[0])
-    env.setdefault("MASTER_ADDR", first_node)
-    env.setdefault("MASTER_PORT", "29500")
-    env.update(
-        RANK=env["SLURM_PROCID"], WORLD_SIZE=env["SLURM_NTASKS"], LOCAL_RANK=env["SLURM_LOCALID"]
-    )

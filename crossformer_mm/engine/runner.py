@@ -9,8 +9,9 @@ from mmengine.logging import print_log
 from mmengine.model import revert_sync_batchnorm
 from mmengine.runner import Runner
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
+from crossformer_mm.datasets.paths import walk_datasets
 from crossformer_mm.engine.dist import init_dist, without_amp
 from crossformer_mm.engine.hooks.checkpoint_match import CheckpointMatchHook
 from crossformer_mm.engine.hooks.loss_check import LossCheckHook
@@ -23,17 +24,10 @@ class DataError(RuntimeError):
 
 
 class CheckedCompose(Compose):
-    """A data set's own pipeline; when a transform fails, the error says on which file."""
-
-    def __init__(self, pipeline: Compose) -> None:
-        self.transforms = pipeline.transforms
+    """A data set's pipeline; when a transform fails, the DataError says on which file."""
 
     def __call__(self, data: dict) -> dict | None:
-        """Apply the transforms, as :class:`mmengine.dataset.Compose` does.
-
-        Raises:
-            DataError: If a transform raises.
-        """
+        """Apply the transforms."""
         sample = data
         for transform in self.transforms:
             try:
@@ -56,25 +50,23 @@ class CheckedRunner(Runner):
     def build_dataloader(
         dataloader: DataLoader | dict, *args: object, **kwargs: object
     ) -> DataLoader:
-        """Build a data loader; arguments as mmengine's. Each sample has its own random numbers.
+        """Build a data loader as mmengine does. Each sample has its own random numbers.
 
-        Raises:
-            DataError: If the data set cannot be read or is empty.
+        Raises DataError if the data set cannot be read or is empty.
         """
         try:
             loader = Runner.build_dataloader(with_seeding_sampler(dataloader), *args, **kwargs)
         except Exception as error:
             dataset, keys = dataloader["dataset"], ("data_root", "ann_file", "data_prefix")
             place = {key: dataset[key] for key in keys if dataset.get(key)}
-            raise DataError(
-                f"data set {dataset.get('type')} ({place}) cannot be read: {error}"
-            ) from error
+            what = f"data set {dataset.get('type')} ({place})"
+            raise DataError(f"{what} cannot be read: {error}") from error
         if not hasattr(loader.dataset, "__getitems__"):  # what torch asks for a batch
             loader.dataset.__getitems__ = partial(take_samples, loader.dataset)
-        for dataset in _walk(loader.dataset):
+        for dataset in walk_datasets(loader.dataset):
             pipeline = getattr(dataset, "pipeline", None)
             if isinstance(pipeline, Compose) and not isinstance(pipeline, CheckedCompose):
-                dataset.pipeline = CheckedCompose(pipeline)
+                dataset.pipeline = CheckedCompose(pipeline.transforms)
         return loader
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
@@ -88,10 +80,8 @@ class CheckedRunner(Runner):
 def build_runner(cfg: Config, launcher: str, all_weights_needed: bool) -> Runner:
     """Join the other processes, if any, and build the runner that the config describes.
 
-    Args:
-        cfg: The config. ``check_loss=False`` lets training go on at a NaN or infinite loss.
-        launcher: As of :func:`init_dist`.
-        all_weights_needed: As of :class:`CheckpointMatchHook`.
+    Its ``check_loss=False`` lets training go on at a NaN or infinite loss. ``launcher`` is that of
+    :func:`init_dist`, ``all_weights_needed`` that of :class:`CheckpointMatchHook`.
     """
     init_dist(cfg, launcher)
     amp_replaced = not torch.cuda.is_available() and without_amp(cfg)
@@ -106,9 +96,3 @@ def build_runner(cfg: Config, launcher: str, all_weights_needed: bool) -> Runner
     if amp_replaced:
         runner.logger.warning("Training in float32: the config's mixed precision needs a GPU")
     return runner
-
-
-def _walk(dataset: Dataset) -> list[Dataset]:
-    """The data set and those that wrappers such as RepeatDataset hold."""
-    inner = [getattr(dataset, "dataset", None), *getattr(dataset, "datasets", [])]
-    return [dataset, *(each for part in inner if part is not None for each in _walk(part))]

@@ -60,10 +60,8 @@ def run(main: Callable[[], None], advice: str = "") -> NoReturn:
     Ctrl-C gives ``interrupted: ADVICE`` and status 130; errors that no block above turns into a
     line get their traceback. torchrun learns why its process failed.
     """
-    interrupted = threading.Event()
 
     def interrupt(*_: object) -> None:
-        interrupted.set()
         # A launcher passes on the signal that the terminal has sent already.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         raise KeyboardInterrupt
@@ -75,7 +73,8 @@ def run(main: Callable[[], None], advice: str = "") -> NoReturn:
         main()
     except BaseException as error:
         # After an interruption, a process that misses another one makes any error.
-        if interrupted.is_set() or isinstance(error, KeyboardInterrupt):
+        is_interrupted = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        if is_interrupted or isinstance(error, KeyboardInterrupt):
             status = 128 + signal.SIGINT
             if os.environ.get("RANK", "0") == "0":
                 print(f"interrupted{advice and ': ' + advice}", file=sys.stderr, flush=True)

@@ -38,10 +38,10 @@ def find_problems() -> list[str]:
     families = [names for names in FAMILIES.values() if any(map(version_of, names))]
     if len(families) > 1:
         return [f"packages of both families spoil each other: {anew}"]
-    names = dict(zip(MODULES, families[0], strict=True)) if families else {}
-    installed = [module for module, name in names.items() if version_of(name)]
-    modules = {"mmengine.runner": HOW_TO_INSTALL, "mmcv": HOW_TO_INSTALL}
+    (names,) = families or [FAMILIES["onedl"]]
+    installed = [module for module, name in zip(MODULES, names, strict=True) if version_of(name)]
     libraries = [f"{module}.models" for module in installed if module in MODULES[2:]]
+    modules = dict.fromkeys(("mmengine.runner", "mmcv"), HOW_TO_INSTALL)
     modules |= dict.fromkeys(libraries, f"it does not fit the others: {anew}")
     problems = [
         f"{module} cannot be imported ({error}): {advice}"
@@ -54,7 +54,7 @@ def find_problems() -> list[str]:
         problems.append(
             f"mmcv's operators cannot run ({error}): they do not fit this torch or GPU; compile "
             "them here: pip install --no-build-isolation --no-binary :all: --force-reinstall "
-            f"--no-deps {names['mmcv']}=={version_of(names['mmcv'])}"
+            f"--no-deps {names[1]}=={version_of(names[1])}"
         )
     return problems
 

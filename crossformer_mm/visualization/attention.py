@@ -1,6 +1,7 @@
 """Which tokens share a group, how much they attend to each other, and the bias between them."""
 
-from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -34,24 +35,20 @@ class Recording(NamedTuple):
 @torch.no_grad()
 def record(backbone: CrossFormer, image: Tensor) -> Recording:
     """Run the backbone on an image (1, C, H, W); forward hooks note what happens inside."""
-    recording = Recording([], [])
+    calls, stage_maps = [], []
 
-    def note_call(*place: int | bool) -> Callable:
-        return lambda layer, inputs: recording.calls.append(AttentionCall(*place, layer, *inputs))
+    def note_call(place: tuple, layer: GroupedAttention, inputs: tuple) -> None:
+        calls.append(AttentionCall(*place, layer, *inputs))
 
-    handles = []
-    for number, stage in enumerate(backbone.layers):
-        note_map = lambda *args: recording.stage_maps.append(args[-1])  # noqa: E731
-        handles.append(stage.register_forward_hook(note_map))
-        for index, block in enumerate(stage.blocks):
-            note = note_call(number, index, block.long_distance)
-            handles.append(block.attn.register_forward_pre_hook(note))
-    try:
+    with ExitStack() as hooks:
+        for number, stage in enumerate(backbone.layers):
+            note_map = stage.register_forward_hook(lambda *args: stage_maps.append(args[-1]))
+            hooks.enter_context(note_map)
+            for index, block in enumerate(stage.blocks):
+                note = partial(note_call, (number, index, block.long_distance))
+                hooks.enter_context(block.attn.register_forward_pre_hook(note))
         backbone(image)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return recording
+    return Recording(calls, stage_maps)
 
 
 def plans_of_stage(backbone: CrossFormer, stage: int, size: Token) -> dict[str, GroupPlan]:
@@ -61,10 +58,8 @@ def plans_of_stage(backbone: CrossFormer, stage: int, size: Token) -> dict[str, 
     """
     block = backbone.layers[stage].blocks[-1]
     rule = (*size, block.group_size, block.interval)
-    plans = {"SDA": plan_groups(*rule, block.lda_mode, long_distance=False)}
-    for mode in LDA_MODES:
-        plans[f"LDA {mode}"] = plan_groups(*rule, mode, long_distance=True)
-    return plans
+    plans = {f"LDA {mode}": plan_groups(*rule, mode, long_distance=True) for mode in LDA_MODES}
+    return {"SDA": plan_groups(*rule, block.lda_mode, long_distance=False), **plans}
 
 
 def group_of_token(plan: GroupPlan, token: Token) -> Tensor:
@@ -77,27 +72,21 @@ def group_of_token(plan: GroupPlan, token: Token) -> Tensor:
 
 @torch.no_grad()
 def attention_of_token(call: AttentionCall, token: Token) -> Tensor:
-    """Compute how much a token attends to every token of the map, by the formula of attention.
-
-    Returns:
-        (heads, H, W); each head sums to one, and is zero outside of the token's group.
-    """
+    """Compute how much a token attends to each: (heads, H, W), zero outside of its group."""
     plan, layer, (row, column) = call.plan, call.layer, token
     rows, columns = group_of_token(plan, token).to(call.x.device).nonzero(as_tuple=True)
     qkv = layer.qkv(call.x[0]).unflatten(-1, (3, layer.num_heads, -1))
     query, keys = qkv[row, column, 0], qkv[rows, columns, 1]  # (heads, d), (tokens, heads, d)
     # Query minus key, in places of the group.
     down, right = (row - rows) // plan.interval, (column - columns) // plan.interval
-    table = layer.pos(plan.group_height, plan.group_width)
-    bias = table[down + plan.group_height - 1, right + plan.group_width - 1]  # (tokens, heads)
-    logits = (keys * query).sum(dim=-1) * query.shape[-1] ** -0.5 + bias
+    bias = bias_table(call)[:, down + plan.group_height - 1, right + plan.group_width - 1]
+    logits = (keys * query).sum(dim=-1).T * query.shape[-1] ** -0.5 + bias  # (heads, tokens)
     attention = call.x.new_zeros(layer.num_heads, plan.height, plan.width)
-    attention[:, rows, columns] = logits.softmax(dim=0).T
+    attention[:, rows, columns] = logits.softmax(dim=1)
     return attention.cpu()
 
 
 @torch.no_grad()
 def bias_table(call: AttentionCall) -> Tensor:
     """Compute the bias of every offset, query minus key: (heads, 2 * rows - 1, 2 * columns - 1)."""
-    table = call.layer.pos(call.plan.group_height, call.plan.group_width)
-    return table.permute(2, 0, 1).cpu()
+    return call.layer.pos(call.plan.group_height, call.plan.group_width).permute(2, 0, 1)

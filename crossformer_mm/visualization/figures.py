@@ -26,21 +26,19 @@ from crossformer_mm.visualization.attention import (
     plans_of_stage,
 )
 
-HEADS_SHOWN = 6
-STRONGEST_CHANNELS = 9
+Calls = Sequence[AttentionCall]
+Heads = Sequence[int] | None
+Tokens = Mapping[int, Token]
+
 GROUP_COLOUR = (0.84, 0.1, 0.11)
 
 
 def draw_groups(
-    pixels: np.ndarray,
-    backbone: CrossFormer,
-    sizes: Sequence[tuple[int, int]],
-    tokens: Mapping[int, Token],
+    pixels: np.ndarray, backbone: CrossFormer, sizes: Sequence[Token], tokens: Tokens
 ) -> Figure:
     """Draw which tokens share a group with one: a row per stage, a column per rule.
 
-    Group sizes and intervals are the backbone's; ``sizes`` has every stage's height and width in
-    tokens.
+    ``sizes`` has every stage's height and width in tokens.
     """
     own_rule = backbone.layers[0].blocks[0].lda_mode
     title = f"Tokens in one group with the ringed one; this config's LDA: {own_rule}"
@@ -58,11 +56,7 @@ def draw_groups(
 
 
 def draw_attention(
-    pixels: np.ndarray,
-    calls: Sequence[AttentionCall],
-    tokens: Mapping[int, Token],
-    heads: Sequence[int] | None,
-    weights: str,
+    pixels: np.ndarray, calls: Calls, tokens: Tokens, heads: Heads, weights: str
 ) -> Figure:
     """Draw the attention of one token: a row per block, a column per head."""
     title = f"Attention of the ringed token ({weights}); each panel from 0 (black) to its maximum"
@@ -80,12 +74,12 @@ def draw_attention(
     return figure
 
 
-def draw_bias(calls: Sequence[AttentionCall], heads: Sequence[int] | None, weights: str) -> Figure:
+def draw_bias(calls: Calls, heads: Heads, weights: str) -> Figure:
     """Draw the position bias as heat maps: a row per block, a column per head."""
     title = f"Position bias by offset, query minus key, in places of the group ({weights})"
     figure, rows = _make_rows_of_heads(calls, heads, (1, 1), title)
     for call, row in zip(calls, rows, strict=True):
-        tables = bias_table(call)[list(row)].numpy()
+        tables = bias_table(call)[list(row)].cpu().numpy()
         limit = abs(tables).max()
         down, right = tables.shape[1] / 2, tables.shape[2] / 2
         for (head, axes), table in zip(row.items(), tables, strict=True):
@@ -103,19 +97,15 @@ def draw_bias(calls: Sequence[AttentionCall], heads: Sequence[int] | None, weigh
 def draw_features(
     pixels: np.ndarray, stage_maps: Sequence[Tensor], stages: Sequence[int], weights: str
 ) -> Figure:
-    """Draw the output of stages, (1, h, w, C) each, with mmengine's ``draw_featmap``.
-
-    A row per stage: the mean over all channels, and the nine channels with the largest sums.
-    """
+    """Draw the output of stages, (1, h, w, C) each: their mean, and the strongest nine channels."""
     figure, panels = _make_panels(len(stages), 2, pixels.shape, f"Feature maps ({weights})", 4.0)
     for stage, (left, right) in zip(stages, panels, strict=True):
         features = stage_maps[stage].permute(0, 3, 1, 2).cpu()
         large = F.interpolate(features, pixels.shape[:2], mode="bilinear")[0]
-        strongest = dict(channel_reduction=None, topk=STRONGEST_CHANNELS, arrangement=(3, 3))
         left.imshow(Visualizer.draw_featmap(large, pixels))
         left.set_ylabel(f"stage {stage}\n{' x '.join(map(str, features.shape[1:]))}")
         left.set(title="mean of the channels", xticks=[], yticks=[])
-        right.imshow(Visualizer.draw_featmap(large, **strongest))
+        right.imshow(Visualizer.draw_featmap(large, None, None, topk=9, arrangement=(3, 3)))
         right.set(title="channels with the largest sums", xticks=[], yticks=[])
     return figure
 
@@ -134,13 +124,10 @@ def _make_panels(
 
 
 def _make_rows_of_heads(
-    calls: Sequence[AttentionCall],
-    heads: Sequence[int] | None,
-    shape: Sequence[int],
-    title: str,
+    calls: Calls, heads: Heads, shape: Sequence[int], title: str
 ) -> tuple[Figure, list[dict[int, Axes]]]:
     """Make a figure with a row per block, and the axes of those chosen heads that the block has."""
-    chosen = heads or range(HEADS_SHOWN)
+    chosen = heads or range(6)
     shown = [[head for head in chosen if head < call.layer.num_heads] for call in calls]
     figure, panels = _make_panels(len(calls), max(2, *map(len, shown)), shape, title)
     for call, row, own in zip(calls, panels, shown, strict=True):
@@ -162,11 +149,9 @@ def _show_tokens(
     axes.imshow(pixels.mean(axis=-1), "gray", vmin=-200, vmax=270)
     right, bottom = colours.shape[1] * stride - 0.5, colours.shape[0] * stride - 0.5
     axes.imshow(colours, extent=(-0.5, right, bottom, -0.5))
-    # The middle of what the image has of the token.
-    y, x = (
-        (place * stride + min((place + 1) * stride, side)) / 2 - 0.5
-        for place, side in zip(token, (height, width), strict=True)
-    )
+    start = stride * np.array(token)
+    end = np.minimum(start + stride, (height, width))
+    y, x = (start + end - 1) / 2  # the middle of what the image has of the token
     for colour, line_width in (("black", 3.5), ("#00c8ff", 1.8)):
         axes.plot(x, y, "o", ms=9, mfc="none", mec=colour, mew=line_width, clip_on=False)
     axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5), xticks=[], yticks=[])

@@ -9,8 +9,7 @@ from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor
 
-from crossformer_mm.datasets.preprocessor import find_preprocessor
-from crossformer_mm.engine.config import type_name
+from crossformer_mm.engine.config import find_preprocessor, type_name
 from crossformer_mm.models import CrossFormer
 from crossformer_mm.utils.errors import one_line
 
@@ -24,17 +23,9 @@ class InputError(ValueError):
 def build_backbone(cfg: Config, checkpoint: str | None = None) -> tuple[CrossFormer, str]:
     """Build a config's backbone in evaluation mode.
 
-    Args:
-        cfg: Config of a classifier, detector or segmentor.
-        checkpoint: File or URL with the weights of such a model or of a backbone. None: what the
-            config's ``init_cfg`` names, otherwise random weights, each time the same.
-
-    Returns:
-        The backbone, and in a few words where its weights are from.
-
-    Raises:
-        InputError: If the config has no CrossFormer backbone, or one that cannot be built.
-        CheckpointError: If the checkpoint cannot be read or does not fit.
+    ``checkpoint`` is a file or URL with the weights of a model or backbone. If it is None, they are
+    what the config's ``init_cfg`` names, or else random, each time the same. The second result says
+    in a few words where they are from. Raises InputError or CheckpointError.
     """
     model = cfg.get("model")
     options = dict(model.get("backbone") or {}) if isinstance(model, dict) else {}
@@ -59,17 +50,11 @@ def read_image(
 ) -> tuple[np.ndarray, Tensor]:
     """Read an image and prepare it as the config's test pipeline and data preprocessor do.
 
-    Args:
-        path: The image file.
-        cfg: The config.
-        shape: Height and width in pixels to resize to, instead of what the test pipeline does.
+    ``shape`` is a height and width to resize to, instead of what the test pipeline does.
 
     Returns:
         The resized image as it is seen, (H, W, 3) of uint8, RGB, and what the backbone takes of
         it, (1, C, H, W), without what fills a batch at the bottom and right.
-
-    Raises:
-        InputError: If the config has no test pipeline, or it fails on the image.
     """
     scope = cfg.get("default_scope", "mmengine")
     init_default_scope(scope)
@@ -89,6 +74,6 @@ def read_image(
         what = one_line(str(error) or type(error).__name__)
         raise InputError(f"the test pipeline fails on image {path}, try --shape: {what}") from error
     inputs = packed["inputs"]  # (C, H, W), blue first
-    bgr = inputs[:3] if len(inputs) >= 3 else inputs[:1].expand(3, -1, -1)
+    bgr = torch.cat([inputs] * 3)[:3]  # of 1, 3 or more
     pixels = bgr.flip(0).permute(1, 2, 0).clamp(0, 255).byte().numpy()
     return pixels, batch["inputs"][..., : pixels.shape[0], : pixels.shape[1]]
