@@ -11,7 +11,6 @@ from conftest import CONFIGS, ROOT, tool_main
 from torch.torch_version import TorchVersion
 
 from crossformer_mm.deploy import onnx
-from crossformer_mm.deploy.dense_part import ExportError
 from crossformer_mm.engine.config import load_config
 from crossformer_mm.models.build import build_model
 
@@ -21,7 +20,7 @@ CLASSIFIER = CONFIGS / "classification/crossformer-nano_toy-imagenet.py"
 onnxruntime = pytest.importorskip("onnxruntime")
 try:
     onnx.check_installed()
-except ExportError as missing:
+except onnx.ExportError as missing:
     pytest.skip(str(missing), allow_module_level=True)
 
 

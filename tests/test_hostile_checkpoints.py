@@ -18,7 +18,7 @@ from mmengine.optim import OneCycleParamScheduler
 from mmengine.runner import CheckpointLoader
 
 from crossformer_mm import CrossFormer
-from crossformer_mm.checkpoints.config_text import is_plain
+from crossformer_mm.checkpoints.loader import is_plain
 from crossformer_mm.utils.errors import CheckpointError, UnsafeCheckpointError
 
 CONVERT = ROOT / "tools/convert_checkpoint.py"

@@ -18,11 +18,10 @@ from test_tools import options
 
 from crossformer_mm import CrossFormer, register_classifiers
 from crossformer_mm.checkpoints.convert import convert_checkpoint
-from crossformer_mm.checkpoints.loader import load_from_safe, use_safe_loader
+from crossformer_mm.checkpoints.loader import find_file, load_from_safe, use_safe_loader
 from crossformer_mm.checkpoints.reader import load_file
-from crossformer_mm.checkpoints.sources import find_file
 from crossformer_mm.engine.config import load_config
-from crossformer_mm.engine.resume import find_checkpoint_to_resume
+from crossformer_mm.engine.hooks.whole_checkpoints import find_checkpoint_to_resume
 from crossformer_mm.models.build import build_model
 from crossformer_mm.utils.errors import CheckpointError, UnsafeCheckpointError
 

@@ -22,8 +22,8 @@ from mmengine.registry import DATASETS, VISUALIZERS, init_default_scope
 from mmengine.utils import get_object_from_string
 from PIL import Image
 
+from crossformer_mm.checkpoints.loader import load_model
 from crossformer_mm.engine.config import add_cfg_options, check_device, check_file, load_config
-from crossformer_mm.engine.trained_model import load_model
 from crossformer_mm.utils.cli import OneLineParser, errors_in_one_line, fail, run
 from crossformer_mm.utils.errors import one_line
 from crossformer_mm.utils.io import atomic_write

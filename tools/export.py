@@ -15,10 +15,9 @@ from pathlib import Path
 
 import torch
 
+from crossformer_mm.checkpoints.loader import load_model
 from crossformer_mm.deploy import onnx
-from crossformer_mm.deploy.dense_part import DensePart, ExportError
 from crossformer_mm.engine import config
-from crossformer_mm.engine.trained_model import load_model
 from crossformer_mm.utils.cli import OneLineParser, errors_in_one_line, run
 from crossformer_mm.utils.errors import CheckpointError
 
@@ -41,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     logging.disable(logging.WARNING)  # what PyTorch's exporter could not simplify fills screens
     warnings.simplefilter("ignore")
-    with errors_in_one_line(CheckpointError, ExportError):
+    with errors_in_one_line(CheckpointError, onnx.ExportError):
         onnx.check_destination(args.out)
         onnx.check_installed()
         cfg = config.load_model_config(args.config, args.cfg_options)
@@ -49,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         shape = config.choose_shape(args.shape, cfg, DEFAULT_SHAPES)
         cfg.model.backbone.attn_backend = "eager"  # which uses PyTorch's own operators alone
         model, _, _ = load_model(cfg, args.checkpoint, torch.device("cpu"))
-        part = DensePart(model).eval()
+        part = onnx.DensePart(model).eval()
         deviations = onnx.export_onnx(part, shape, args.out, onnx.describe_input(cfg))
     worst = max(deviations, key=deviations.get)
     print(

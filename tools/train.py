@@ -13,7 +13,7 @@ from mmengine.config import Config
 from crossformer_mm.datasets.paths import check_data
 from crossformer_mm.engine import config
 from crossformer_mm.engine.hooks.loss_check import InvalidLossError
-from crossformer_mm.engine.resume import find_checkpoint_to_resume
+from crossformer_mm.engine.hooks.whole_checkpoints import find_checkpoint_to_resume
 from crossformer_mm.engine.runner import build_runner
 from crossformer_mm.utils.cli import OneLineParser, errors_in_one_line, full_disk_in_one_line, run
 from crossformer_mm.utils.errors import CheckpointError

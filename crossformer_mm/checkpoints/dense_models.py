@@ -24,19 +24,12 @@ CLASS_LAYERS = (
 
 
 class DenseModel(NamedTuple):
-    """A kind of dense model.
+    """A kind of dense model."""
 
-    Attributes:
-        name: As its paper calls it.
-        scope: The library that has it.
-        signature: How names begin that kinds further down the list do not have.
-        base: Its file, below ``configs/*/_base_/models``.
-    """
-
-    name: str
-    scope: str
-    signature: str
-    base: str
+    name: str  # as its paper calls it
+    scope: str  # the library that has it
+    signature: str  # how names begin that kinds further down the list do not have
+    base: str  # its file, below configs/*/_base_/models
 
 
 DENSE_MODELS = (
@@ -69,7 +62,7 @@ def make_config(kind: DenseModel, arch: str, weights: Mapping[str, Tensor]) -> C
         model.auxiliary_head.in_channels = channels[model.auxiliary_head.in_index]
     for layer in CLASS_LAYERS:
         if f"{layer}.weight" in weights:
-            rows = count_outputs(weights[f"{layer}.weight"].shape)
+            rows = count_outputs(weights[f"{layer}.weight"])
             head, _, last = layer.rpartition(".")
             head = head.replace("mask_head.0", "mask_head")  # in one config for all
             classes = {"retina_cls": rows // RETINANET_ANCHORS, "fc_cls": rows - 1}.get(last, rows)

@@ -32,19 +32,13 @@ class Name(str):
 
 
 class Node:
-    """A dict, a set, or an object that a call would make.
-
-    Attributes:
-        name: ``'dict'``, ``'storage'``, or what would be called.
-        args: Its arguments.
-        items: Pairs of a dict, or of what a set has and None; keys are not hashed.
-        state: What would be set as its state.
-    """
+    """A dict, a set, or an object that a call would make."""
 
     def __init__(self, name: str, args: object = ()) -> None:
-        self.name, self.args = name, args
+        self.name, self.args = name, args  # "dict", "storage", or what would be called
+        # Pairs of a dict, or of what a set has and None; keys are not hashed.
         self.items: list[tuple[object, object]] = []
-        self.state: object = None
+        self.state: object = None  # what would be set as its state
 
     def __setitem__(self, key: object, value: object) -> None:
         self.items.append((key, value))

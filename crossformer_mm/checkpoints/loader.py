@@ -5,28 +5,41 @@ imported, every checkpoint on a disk or the web goes through :mod:`.reader`, and
 weights in the authors' layout get the names that mmpretrain, mmdet and mmseg use.
 """
 
+import ast
 import logging
+import os
 from collections import OrderedDict
+from collections.abc import Mapping
+from http.client import HTTPException
+from pathlib import Path
+from urllib.parse import urlparse
 
 import torch
+from mmengine.config import Config
+from mmengine.dist import barrier, get_rank
 from mmengine.logging import print_log
+from mmengine.model import revert_sync_batchnorm
 from mmengine.runner import CheckpointLoader
+from mmengine.runner import checkpoint as tables
+from torch import nn
 
-from crossformer_mm.checkpoints.config_text import drop_programs
 from crossformer_mm.checkpoints.reader import load_file
-from crossformer_mm.checkpoints.sources import find_file
+from crossformer_mm.models.build import build_model
 from crossformer_mm.models.state_dict import (
     PREFIX,
     STRICT,
-    entries_beside_weights,
+    compare_weights,
     extract_state_dict,
-    find_state_dict,
     library_layout,
     parse_state_dict,
+    split_checkpoint,
 )
+from crossformer_mm.utils.errors import CheckpointError
 
 # Of local paths and the web; loaders for other places stay whose they are.
 PREFIXES = ("", "http://", "https://")
+# The configs that a checkpoint holds as text, which inferencers and resuming run as Python.
+CONFIG_TEXTS = (("meta", "cfg"), ("meta", "config"), ("message_hub", "runtime_info", "cfg"))
 
 
 def use_safe_loader() -> None:
@@ -37,11 +50,9 @@ def use_safe_loader() -> None:
         if present.__module__ == CheckpointLoader.__module__:
             CheckpointLoader.register_scheme(prefix, loader=load_from_safe, force=True)
         elif present is not load_from_safe:
-            print_log(
+            _warn(
                 f"Checkpoints at {prefix or 'local paths'} are read by {present.__module__}."
-                f"{present.__qualname__}, which another package registered, not as inert data",
-                logger="current",
-                level=logging.WARNING,
+                f"{present.__qualname__}, which another package registered, not as inert data"
             )
 
 
@@ -50,7 +61,7 @@ def load_from_safe(filename: str, map_location: str | torch.device | None = None
     """Load a checkpoint for mmengine.
 
     Args:
-        filename: A path, URL or name; see :func:`crossformer_mm.checkpoints.sources.find_file`.
+        filename: A path, URL or name; see :func:`find_file`.
         map_location: The device that tensors go to, as in :func:`.reader.load_file`.
 
     Raises:
@@ -60,21 +71,135 @@ def load_from_safe(filename: str, map_location: str | torch.device | None = None
     checkpoint = load_file(find_file(filename), map_location)
     if not isinstance(checkpoint, dict):
         return checkpoint
-    drop_programs(checkpoint, filename)
-    state_dict = find_state_dict(checkpoint)
+    _drop_programs(checkpoint, filename)
+    state_dict, others = split_checkpoint(checkpoint)
     if not any(str(name).endswith("patch_embed.projs.0.weight") for name in state_dict):
         return checkpoint  # of another model
     layout = parse_state_dict(extract_state_dict(checkpoint, filename))
     weights = library_layout(layout)
     if weights.keys() != state_dict.keys():
-        print_log(
-            f"{filename}: took {len(weights)} weights; dropped by rule: "
-            f"{layout.describe_dropped()}",
-            logger="current",
-        )
+        dropped = f"dropped by rule: {layout.describe_dropped()}"
+        print_log(f"{filename}: took {len(weights)} weights; {dropped}", logger="current")
     # Marked for the backbone, alone or in a model, to check that all of it fits.
-    versions = getattr(state_dict, "_metadata", {})
     marked = OrderedDict(weights)
-    strict = {m: {**versions.get(m, {}), STRICT: True} for m in ("", PREFIX.rstrip("."))}
-    marked._metadata = OrderedDict({**versions, **strict})
-    return {**entries_beside_weights(checkpoint), "state_dict": marked}
+    marked._metadata = dict(getattr(state_dict, "_metadata", {}))
+    for module in ("", PREFIX.rstrip(".")):
+        marked._metadata[module] = {**marked._metadata.get(module, {}), STRICT: True}
+    return {**others, "state_dict": marked}
+
+
+def load_model(
+    cfg: Config, checkpoint_file: str, device: torch.device
+) -> tuple[nn.Module, Mapping, str]:
+    """Build a config's model for prediction, with the weights of a local file or URL.
+
+    Returns:
+        The model, the checkpoint, and what of the checkpoint the model does not use, in words
+        (empty if it uses all).
+
+    Raises:
+        CheckpointError: If the checkpoint cannot be read or lacks a weight of the model.
+    """
+    # SyncBN is BN with the same weights, and BN needs no GPU.
+    model = revert_sync_batchnorm(build_model(cfg))
+    checkpoint = load_from_safe(checkpoint_file, "cpu")
+    weights = extract_state_dict(checkpoint, checkpoint_file)
+    own = model.state_dict()
+    matched, mismatch = compare_weights(weights, own)
+    if matched < len(own):
+        raise CheckpointError(f"checkpoint {checkpoint_file} does not fit this model: {mismatch}")
+    model.load_state_dict({name: weights[name] for name in own})
+    return model.to(device).eval(), checkpoint, mismatch
+
+
+def find_file(name: str | Path) -> Path:
+    """Return the file that a checkpoint name stands for, downloaded if it is not here yet.
+
+    Args:
+        name: A path, an ``http(s)://`` URL, or a name of a model as mmengine has them, such as
+            ``torchvision://resnet50``. Downloads go to torch's cache folder.
+
+    Raises:
+        CheckpointError: If the name has another scheme or cannot be downloaded.
+    """
+    scheme, separator, rest = str(name).partition("://")
+    if not separator:
+        return Path(os.path.expanduser(name))
+    if scheme == "file":
+        return Path(rest)
+    if scheme in ("http", "https"):
+        return _download(str(name))
+    if scheme in ("torchvision", "modelzoo"):
+        urls = tables.get_torchvision_models()
+    elif scheme in ("open-mmlab", "openmmlab"):
+        urls = tables.get_external_models()
+        rest = tables.get_deprecated_model_names().get(rest, rest)
+    else:
+        raise CheckpointError(
+            f"checkpoint {name}: {scheme}:// is not supported; give a path or an http(s) URL"
+        )
+    if rest not in urls:
+        raise CheckpointError(f"checkpoint {name}: mmengine knows no such model")
+    return find_file(urls[rest])
+
+
+def _download(url: str) -> Path:
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
+    # The first process fetches it for all; on other machines it may still be missing then.
+    if get_rank() != 0:
+        barrier()
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(url, str(path))
+        except (OSError, HTTPException, ValueError) as error:
+            raise CheckpointError(f"checkpoint {url} cannot be downloaded: {error}") from error
+    if get_rank() == 0:
+        barrier()
+    return path
+
+
+def _drop_programs(checkpoint: dict, filename: str) -> None:
+    """Take the texts of configs that are more than plain data out of a checkpoint.
+
+    What mmengine writes, assignments of values and of ``dict(...)``, stays.
+    """
+    for *outer, key in CONFIG_TEXTS:
+        holder: object = checkpoint
+        for name in outer:
+            holder = holder.get(name) if isinstance(holder, dict) else None
+        if isinstance(holder, dict) and key in holder and not is_plain(holder[key]):
+            del holder[key]
+            said = f"the config in {'.'.join([*outer, key])} is a program, not plain data"
+            _warn(f"{filename}: {said}; it is left out")
+
+
+def is_plain(text: object) -> bool:
+    """Whether a config's text only assigns numbers, strings, and what holds them, to names."""
+    try:
+        statements = ast.parse(text).body
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+        return False
+    return all(
+        isinstance(statement, ast.Assign)
+        and all(isinstance(t, ast.Name) and t.id != "_base_" for t in statement.targets)
+        and _is_value(statement.value)
+        for statement in statements
+    )
+
+
+def _is_value(node: ast.expr | None) -> bool:
+    match node:
+        case ast.Constant() | ast.UnaryOp(op=ast.USub() | ast.UAdd(), operand=ast.Constant()):
+            return True
+        case ast.List(elts=parts) | ast.Tuple(elts=parts) | ast.Set(elts=parts):
+            return all(map(_is_value, parts))
+        case ast.Dict(keys=keys, values=values):
+            return all(map(_is_value, [*keys, *values]))
+        case ast.Call(func=ast.Name(id="dict" | "set"), args=parts, keywords=named):
+            return all(map(_is_value, [*parts, *(keyword.value for keyword in named)]))
+    return False
+
+
+def _warn(text: str) -> None:
+    print_log(text, logger="current", level=logging.WARNING)

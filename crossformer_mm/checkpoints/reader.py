@@ -10,6 +10,7 @@ import json
 import os
 import zipfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,6 +22,7 @@ from crossformer_mm.utils.errors import (
     CheckpointError,
     MissingCheckpointError,
     UnsafeCheckpointError,
+    describe,
     one_line,
 )
 
@@ -103,17 +105,17 @@ def _read_zip(file: BinaryIO, path: Path, device: str | torch.device) -> object:
         if f"{top}/byteorder" in records and archive.read(f"{top}/byteorder") != b"little":
             raise CheckpointError("was written on a big-endian machine: convert it there")
 
+        @cache  # tensors share memory
         def read_storage(key: str, length: int) -> bytearray:
             name = f"{top}/data/{key}"
             if name not in records or records[name].file_size != length:
-                shown = one_line(repr(key), 100)
-                raise CheckpointError(f"is damaged: its storage {shown} has not {length} bytes")
+                wrong = f"its storage {describe(key)} has not {length} bytes"
+                raise CheckpointError(f"is damaged: {wrong}")
             try:
                 return bytearray(archive.read(name))
             except zipfile.BadZipFile:
-                raise CheckpointError(
-                    f"is damaged: the checksum of {one_line(name)} is wrong"
-                ) from None
+                wrong = f"the checksum of {one_line(name)} is wrong"
+                raise CheckpointError(f"is damaged: {wrong}") from None
 
         nodes = read_pickle(archive.read(f"{top}/data.pkl"), NAMES)
         return ValueBuilder(read_storage, MAX_EXPANSION * size + SMALL_FILE, device).build(nodes)

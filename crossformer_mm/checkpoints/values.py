@@ -23,20 +23,16 @@ _PLAIN = (str, int, float, bool, bytes, type(None))
 _HISTORY = "mmengine.logging.history_buffer.HistoryBuffer"
 _ONE_CYCLE = "mmengine.optim.scheduler.param_scheduler.OneCycleParamScheduler"
 DTYPES = {f"torch.{name}": v for name, v in vars(torch).items() if type(v) is torch.dtype}
-_STORAGE_DTYPES = {
-    **{n: getattr(torch, n.lower()) for n in ("Bool", "Short", "Int", "Long", "Half", "BFloat16")},
-    **{"Char": torch.int8, "Byte": torch.uint8, "Float": torch.float32, "Double": torch.float64},
-    **{"ComplexFloat": torch.complex64, "ComplexDouble": torch.complex128},
+_NAMED_AS_STORAGES = ("Bool", "Short", "Int", "Long", "Half", "BFloat16", "Float", "Double")
+STORAGES = {
+    **{f"torch.{name}Storage": getattr(torch, name.lower()) for name in _NAMED_AS_STORAGES},
+    **{"torch.CharStorage": torch.int8, "torch.ByteStorage": torch.uint8},
+    **{"torch.ComplexFloatStorage": torch.cfloat, "torch.ComplexDoubleStorage": torch.cdouble},
 }
-STORAGES = {f"torch.{kind}Storage": dtype for kind, dtype in _STORAGE_DTYPES.items()}
 
 
 class _Storage(NamedTuple):
-    """An argument of tensors.
-
-    Attributes:
-        values: Along one axis.
-    """
+    """An argument of tensors: its values, along one axis."""
 
     values: Tensor
 
@@ -45,8 +41,8 @@ class ValueBuilder:
     """Makes the values of one file.
 
     Args:
-        read_storage: Gives the bytes of a storage by its key and number of bytes; raises if it
-            has another number.
+        read_storage: Gives the bytes of a storage by its key and number of bytes, the same memory
+            each time; raises if it has another number.
         limit: The most bytes that the values may take together, written out.
         device: Where tensors go.
     """
@@ -56,7 +52,6 @@ class ValueBuilder:
     ) -> None:
         self.read_storage, self.limit, self.device = read_storage, limit, device
         self._built: dict[int, tuple[object, int]] = {}
-        self._storages: dict[str, bytearray] = {}
         self._depth = self._size = 0
 
     def build(self, node: object) -> object:
@@ -125,25 +120,15 @@ class ValueBuilder:
         if not 0 <= count < 1 << 48:
             raise CheckpointError("is damaged: it has a storage of no valid length")
         dtype = STORAGES[kind]
-        if key not in self._storages:
-            self._storages[key] = self.read_storage(key, count * dtype.itemsize)
-        memory = self._storages[key]
-        if len(memory) != count * dtype.itemsize:
-            raise CheckpointError("is damaged: it has a storage of two lengths")
+        memory = self.read_storage(key, count * dtype.itemsize)
         return _Storage(
             torch.frombuffer(memory, dtype=dtype) if count else torch.empty(0, dtype=dtype)
         )
 
     def _tensor(
-        self,
-        storage: _Storage,
-        offset: int,
-        size: tuple,
-        stride: tuple,
-        requires_grad: bool = False,
-        hooks: object = None,
+        self, storage: _Storage, offset: int, size: tuple, stride: tuple, grad: bool = False, *_
     ) -> Tensor:
-        """Hooks are left out."""
+        """``grad`` says whether it requires a gradient; its hooks are left out."""
         if not len(size) == len(stride) <= 64 or not all(
             type(n) is int and 0 <= n < 1 << 48 for n in (offset, *size, *stride)
         ):
@@ -154,7 +139,7 @@ class ValueBuilder:
             raise CheckpointError("is damaged: it has a tensor that is larger than its storage")
         self._add_size(entries * storage.values.element_size(), "it has a tensor that")
         found = storage.values.as_strided(size, stride, offset if entries else 0).to(self.device)
-        return found.requires_grad_(requires_grad)
+        return found.requires_grad_(grad)
 
 
 def _dict(_: ValueBuilder, items: Iterable = (), state: object = None, kind: type = dict) -> dict:

@@ -1,7 +1,10 @@
-"""Write a dense part as an ONNX file, which is kept only if it computes what PyTorch computes."""
+"""Write a model as an ONNX file, which is kept only if it computes what PyTorch computes.
+
+Exported is the part that is one graph of tensors: no boxes are decoded, sorted or cropped.
+"""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,24 +12,72 @@ from tempfile import TemporaryFile
 
 import torch
 from mmengine.config import Config
-from torch import Tensor
+from torch import Tensor, nn
 
-from crossformer_mm.deploy.dense_part import DensePart, ExportError
 from crossformer_mm.engine.config import find_preprocessor
 from crossformer_mm.utils.io import atomic_write
 
 INPUT = "image"
 # Float32 and another order of sums make 1e-6 or so.
 TOLERANCE = 1e-4
+# The one head that is exported: of a classifier, segmentor, two-stage and one-stage detector.
+HEADS = ("head", "decode_head", "rpn_head", "bbox_head")
+
+
+class ExportError(ValueError):
+    """A model cannot be exported as asked; the message says why in one line."""
+
+
+class DensePart(nn.Module):
+    """Backbone, neck and dense head of a classifier, segmentor or detector.
+
+    Args:
+        model: A model of mmpretrain, mmseg or mmdet, in evaluation mode.
+
+    Raises:
+        ExportError: If it has no dense head, or several.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        children = dict(model.named_children())
+        self.backbone, self.neck = model.backbone, children.get("neck")
+        self.kind = next((name for name in HEADS if name in children), "")
+        self.head = children.get(self.kind)
+        if self.head is None or isinstance(self.head, nn.ModuleList):
+            raise ExportError(f"a {type(model).__name__} has not one dense head to be exported")
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        """Compute the outputs of normalised images (B, C, H, W).
+
+        Returns:
+            ``logits`` of a classifier (B, classes), or of a segmentor's decode head
+            (B, classes, h, w), not resized to the image. Of a one-stage detector
+            ``cls_score_0``, ..., ``bbox_pred_0``, ..., finest level first. Of a two-stage detector
+            ``feature_0``, ..., the maps of the neck that RoI heads take, then the outputs of its
+            RPN, ``rpn_cls_score_0``, ..., ``rpn_bbox_pred_0``, ...
+
+        Raises:
+            ExportError: If a detector's head returns more than scores and boxes.
+        """
+        maps = self.backbone(image)
+        maps = maps if self.neck is None else self.neck(maps)
+        outputs = self.head(maps)
+        if self.kind in ("head", "decode_head"):
+            return {"logits": outputs}
+        if len(outputs) != 2:
+            raise ExportError(f"a {type(self.head).__name__} gives more than scores and boxes")
+        if self.kind == "bbox_head":
+            return _number(cls_score=outputs[0], bbox_pred=outputs[1])
+        return _number(feature=maps, rpn_cls_score=outputs[0], rpn_bbox_pred=outputs[1])
 
 
 def check_installed() -> None:
     """Raise ExportError if a library that writes or runs ONNX files is missing or too old."""
-    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
+    names = ("onnx", "onnxscript", "onnxruntime")
+    missing = ", ".join(name for name in names if find_spec(name) is None)
     if missing:
-        raise ExportError(
-            f"{', '.join(missing)} not installed: pip install 'crossformer_mm[export]'"
-        )
+        raise ExportError(f"{missing} not installed: pip install 'crossformer_mm[export]'")
     if torch.__version__ < (2, 6):
         raise ExportError(f"PyTorch {torch.__version__} is too old: 2.6 or newer is needed")
 
@@ -36,8 +87,7 @@ def check_destination(path: Path) -> None:
     if path.suffix != ".onnx" or path.is_dir():
         raise ExportError(f"OUT {path} must be a file whose name ends with .onnx")
     try:
-        with TemporaryFile(dir=path.parent):
-            pass
+        TemporaryFile(dir=path.parent).close()
     except OSError as error:
         raise ExportError(f"OUT {path} cannot be written: {error.strerror}") from error
 
@@ -74,6 +124,8 @@ def export_onnx(
         ExportError: If PyTorch cannot export the part, the disk is full, onnxruntime cannot run
             the file, or an output deviates by more than :data:`TOLERANCE`.
     """
+    from onnxruntime import InferenceSession  # an optional library
+
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(1, part.backbone.in_channels, *shape, generator=generator)
     with torch.no_grad():
@@ -86,8 +138,12 @@ def export_onnx(
         with _explaining(f"{path} cannot be written"):
             program.save(temporary, external_data=False)
         with _explaining("onnxruntime cannot run the exported model"):
-            found = _run(temporary, image)
-        deviations = {name: _deviation(found[name], expected[name]) for name in expected}
+            session = InferenceSession(str(temporary), providers=["CPUExecutionProvider"])
+            found = session.run(list(expected), {INPUT: image.numpy()})
+        deviations = {
+            name: _deviation(torch.from_numpy(one), expected[name])
+            for name, one in zip(expected, found, strict=True)
+        }
         worst = max(deviations, key=deviations.get)
         if deviations[worst] > TOLERANCE:
             raise ExportError(
@@ -95,6 +151,10 @@ def export_onnx(
                 f"{deviations[worst]:.1e} of its largest value, and {TOLERANCE:.0e} is allowed"
             )
     return deviations
+
+
+def _number(**levels: Sequence[Tensor]) -> dict[str, Tensor]:
+    return {f"{name}_{i}": level for name, of in levels.items() for i, level in enumerate(of)}
 
 
 @contextmanager
@@ -105,14 +165,6 @@ def _explaining(what: str) -> Iterator[None]:
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ExportError(f"{what}: {reason}") from error
-
-
-def _run(path: Path, image: Tensor) -> dict[str, Tensor]:
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    values = map(torch.from_numpy, session.run(None, {INPUT: image.numpy()}))
-    return dict(zip([output.name for output in session.get_outputs()], values, strict=True))
 
 
 def _deviation(found: Tensor, expected: Tensor) -> float:

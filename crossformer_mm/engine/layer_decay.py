@@ -7,8 +7,6 @@ from torch import nn
 
 from crossformer_mm.models import CrossFormer
 
-NO_WEIGHT_DECAY = {"norm_decay_mult": 0.0, "bias_decay_mult": 0.0, "flat_decay_mult": 0.0}
-
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class CrossFormerLayerDecayConstructor(DefaultOptimWrapperConstructor):
@@ -36,15 +34,15 @@ class CrossFormerLayerDecayConstructor(DefaultOptimWrapperConstructor):
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
         options = dict(paramwise_cfg or {})
         rate = self.decay_rate = options.pop("decay_rate", None)
-        is_number = isinstance(rate, (int, float)) and not isinstance(rate, bool)
-        if not is_number or not 0 < rate <= 1:
+        if type(rate) not in (int, float) or not 0 < rate <= 1:
             raise ValueError(f"paramwise_cfg.decay_rate must be above 0, at most 1, not {rate!r}")
         optimizer = optim_wrapper_cfg["optimizer"]
         if optimizer.get("lr") is None:
             raise ValueError("layer decay needs the learning rate in optim_wrapper.optimizer.lr")
         # mmengine refuses these multipliers where there is nothing to multiply.
         if optimizer.get("weight_decay") is not None:
-            options = {**NO_WEIGHT_DECAY, **options}
+            for kind in ("norm", "bias", "flat"):
+                options.setdefault(f"{kind}_decay_mult", 0.0)
         # Without any option, mmengine does not call add_params.
         super().__init__(optim_wrapper_cfg, {"bypass_duplicate": False, **options})
 
@@ -76,14 +74,14 @@ def _learning_rate_scales(model: nn.Module, decay_rate: float) -> dict[nn.Parame
     for backbone in model.modules():
         if not isinstance(backbone, CrossFormer):
             continue
-        layers = [[backbone.patch_embed]]
+        depth = sum(backbone.arch.depths) + 1
+        scales.update(dict.fromkeys(backbone.patch_embed.parameters(), decay_rate**depth))
         for stage in backbone.layers:
-            layers += [[block] for block in stage.blocks]
+            for block in stage.blocks:
+                depth -= 1
+                scales.update(dict.fromkeys(block.parameters(), decay_rate**depth))
             if hasattr(stage, "downsample"):
-                layers[-1].append(stage.downsample)
-        for depth, parts in enumerate(reversed(layers), start=1):
-            for part in parts:
-                scales.update(dict.fromkeys(part.parameters(), decay_rate**depth))
+                scales.update(dict.fromkeys(stage.downsample.parameters(), decay_rate**depth))
     if not scales:
         raise ValueError("layer decay: the model has no CrossFormer backbone")
     return scales

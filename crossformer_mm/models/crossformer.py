@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import torch
-from mmengine.model import BaseModule
+from mmengine.model import BaseModule, PretrainedInit
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -165,9 +165,8 @@ class CrossFormer(BaseModule):
         if pretrained is not None:
             from mmengine.runner import CheckpointLoader  # imports OpenCV
 
-            filename, prefix = pretrained
-            checkpoint = CheckpointLoader.load_checkpoint(filename, map_location="cpu")
-            load_backbone(self, checkpoint, filename, prefix)
+            file, prefix = pretrained
+            load_backbone(self, CheckpointLoader.load_checkpoint(file, "cpu"), file, prefix)
         elif self.init_cfg:
             super().init_weights()
         elif self._built_on_meta:
@@ -247,11 +246,10 @@ def _find_pretrained(init_cfg: object) -> tuple[str, str] | None:
     """The file and prefix of the forms of ``init_cfg`` that mmengine knows, or None."""
     forms = init_cfg if isinstance(init_cfg, list | tuple) else [init_cfg]
     kinds = [form.get("type") for form in forms if isinstance(form, Mapping)]
-    names = [getattr(kind, "__name__", kind) for kind in kinds]
-    if not any(name in ("Pretrained", "PretrainedInit") for name in names):
+    if not any(kind in ("Pretrained", "PretrainedInit", PretrainedInit) for kind in kinds):
         return None
-    known, entry = ("type", "checkpoint", "prefix", "map_location"), forms[0]
-    if len(forms) > 1 or "checkpoint" not in entry or any(name not in known for name in entry):
+    known, entry = {"type", "checkpoint", "prefix", "map_location"}, forms[0]
+    if len(forms) > 1 or "checkpoint" not in entry or entry.keys() - known:
         raise ValueError(
             "init_cfg must be dict(type='Pretrained', checkpoint=FILE), with prefix if the names "
             f"in the file have another than 'backbone.', not {init_cfg!r}"

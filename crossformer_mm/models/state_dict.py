@@ -12,15 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mmengine.logging import print_log
-from torch import Size, Tensor, nn
+from torch import Tensor, nn
 
 from crossformer_mm.models.architectures import ARCH_ZOO
 from crossformer_mm.utils.errors import CheckpointError, describe, one_line
-
-MAX_NAMED_KEYS = 10
-MAX_NAME_LENGTH = 150
-
-Shapes = Mapping[str, Size]
 
 # Derived values that older releases stored beside the weights.
 DERIVED_BUFFERS = ("biases", "relative_position_index", "attn_mask")
@@ -65,26 +60,24 @@ class CheckpointLayout:
         for name in ("norm.weight", "norm.bias"):
             self.dropped["final norm"] += self.backbone.pop(name, None) is not None
 
+    def check_fits(self, own: Mapping[str, Tensor], complaint: str) -> None:
+        """Compare with a backbone's weights by :func:`check_backbone`, by the rule of its norm."""
+        if "norm.weight" not in own:
+            self.drop_final_norm()
+        check_backbone(self.backbone, own, complaint)
+
     def describe_dropped(self) -> str:
         """What the rules left out, in words."""
         parts = [f"{count} {rule}" for rule, count in self.dropped.items() if count]
         return ", ".join(parts) or "nothing"
 
 
-def find_state_dict(checkpoint: Mapping) -> Mapping:
-    """The entry with the weights, or the checkpoint itself if it is a state dict."""
+def split_checkpoint(checkpoint: Mapping) -> tuple[Mapping, dict]:
+    """The state dict in a checkpoint and its other entries; or itself, if it is a state dict."""
     for key in ("state_dict", "model"):
         if isinstance(checkpoint.get(key), Mapping):
-            return checkpoint[key]
-    return checkpoint
-
-
-def entries_beside_weights(checkpoint: Mapping) -> dict:
-    """What a checkpoint holds besides its state dict; nothing if it is one."""
-    state_dict = find_state_dict(checkpoint)
-    if state_dict is checkpoint:
-        return {}
-    return {key: value for key, value in checkpoint.items() if value is not state_dict}
+            return checkpoint[key], {k: v for k, v in checkpoint.items() if k != key}
+    return checkpoint, {}
 
 
 def extract_state_dict(checkpoint: object, filename: str | Path) -> dict[str, Tensor]:
@@ -93,7 +86,7 @@ def extract_state_dict(checkpoint: object, filename: str | Path) -> dict[str, Te
     Raises:
         CheckpointError: If there are none, or two of them get the same name.
     """
-    found = find_state_dict(checkpoint) if isinstance(checkpoint, Mapping) else {}
+    found, _ = split_checkpoint(checkpoint if isinstance(checkpoint, Mapping) else {})
     if not found:
         raise CheckpointError(f"checkpoint {filename} holds no state dict")
     for name, value in found.items():
@@ -103,10 +96,9 @@ def extract_state_dict(checkpoint: object, filename: str | Path) -> dict[str, Te
     weights = {name.removeprefix("module."): value for name, value in found.items()}
     if len(weights) < len(found):
         raise CheckpointError(f"checkpoint {filename} has weights both with and without 'module.'")
-    classifiers = Counter(_CLASSIFIER.get(name.removeprefix(PREFIX)) for name in weights)
-    for name, count in classifiers.items():
-        if name is not None and count > 1:
-            raise CheckpointError(f"checkpoint {filename} has {name} under two names")
+    renamed = {_CLASSIFIER.get(name.removeprefix(PREFIX), name) for name in weights}
+    if len(renamed) < len(weights):
+        raise CheckpointError(f"checkpoint {filename} has its classifier under two names")
     return weights
 
 
@@ -120,17 +112,16 @@ def parse_state_dict(weights: Mapping[str, Tensor], prefix: str = PREFIX) -> Che
     layout = CheckpointLayout()
     has_prefix = any(name.startswith(prefix) for name in weights)
     for name, value in weights.items():
-        in_backbone = not has_prefix or name.startswith(prefix)
         bare = name.removeprefix(prefix)
         last = bare.rpartition(".")[2]
         if bare in _CLASSIFIER:
             layout.classifier[_CLASSIFIER[bare]] = value
-        elif in_backbone and bare.startswith("layers.") and last in DERIVED_BUFFERS:
-            layout.dropped[last] += 1
-        elif in_backbone:
-            layout.backbone[bare] = value
-        else:
+        elif has_prefix and bare == name:
             layout.others[name] = value
+        elif bare.startswith("layers.") and last in DERIVED_BUFFERS:
+            layout.dropped[last] += 1
+        else:
+            layout.backbone[bare] = value
     if layout.is_dense:
         layout.drop_classifier()
     return layout
@@ -165,14 +156,10 @@ def load_backbone(
     layout = parse_state_dict(extract_state_dict(checkpoint, filename), prefix)
     layout.dropped["classifier"] += len(layout.classifier)
     layout.dropped["neck and heads"] += len(layout.others)
-    own = backbone.state_dict()
-    if "norm.weight" not in own:
-        layout.drop_final_norm()
-    check_backbone(layout.backbone, own, f"checkpoint {filename} does not fit this backbone")
+    layout.check_fits(backbone.state_dict(), f"checkpoint {filename} does not fit this backbone")
     backbone.load_state_dict(layout.backbone)
-    dropped = f"dropped by rule: {layout.describe_dropped()}"
-    matched = f"Backbone: all {len(own)} weights match those in {filename}"
-    print_log(f"{matched}; {dropped}", logger="current")
+    matched = f"Backbone: all {len(layout.backbone)} weights match those in {filename}"
+    print_log(f"{matched}; dropped by rule: {layout.describe_dropped()}", logger="current")
 
 
 def check_before_loading(backbone: nn.Module, weights: Mapping[str, Tensor], prefix: str) -> None:
@@ -182,11 +169,9 @@ def check_before_loading(backbone: nn.Module, weights: Mapping[str, Tensor], pre
     """
     weights = {n.removeprefix(prefix): v for n, v in weights.items() if n.startswith(prefix)}
     own = backbone.state_dict()
-    if not prefix and 2 * count_matches(weights, own) >= len(own):
+    if not prefix and 2 * compare_weights(weights, own)[0] >= len(own):
         return
-    if "norm.weight" not in own:
-        weights = {name: v for name, v in weights.items() if not name.startswith("norm.")}
-    check_backbone(weights, own, "the checkpoint does not fit this backbone")
+    CheckpointLayout(weights).check_fits(own, "the checkpoint does not fit this backbone")
 
 
 def check_backbone(
@@ -196,29 +181,24 @@ def check_backbone(
 
     The error begins with ``complaint`` and names the architecture that would fit, if one does.
     """
-    problems = format_incompatible_keys(weights, expected)
+    _, problems = compare_weights(weights, expected)
     if problems:
-        arch = find_architecture(shapes_of(weights))
-        is_other = arch is not None and arch != find_architecture(shapes_of(expected))
+        arch = find_architecture(weights)
+        is_other = arch not in (None, find_architecture(expected))
         hint = f" (its weights are those of arch {arch!r})" if is_other else ""
         raise CheckpointError(f"{complaint}{hint}: {problems}")
 
 
-def count_matches(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> int:
-    """How many of the expected weights are there with their shape."""
-    return sum(n in weights and weights[n].shape == v.shape for n, v in expected.items())
+def compare_weights(
+    weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]
+) -> tuple[int, str]:
+    """Count the expected weights that are there with their shape, and say what does not fit.
 
-
-def shapes_of(weights: Mapping[str, Tensor]) -> dict[str, Size]:
-    """Shapes by name."""
-    return {name: value.shape for name, value in weights.items()}
-
-
-def format_incompatible_keys(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
-    """Say in one line what does not fit, naming at most ten keys; empty when all fits."""
+    That is one line with at most ten names; it is empty when all fits.
+    """
     found: dict[str, list[str]] = {}
     for name in {**expected, **weights}:
-        shown = one_line(name, MAX_NAME_LENGTH)
+        shown = one_line(name, 150)
         if name not in weights:
             kind = "missing"
         elif name not in expected:
@@ -233,19 +213,21 @@ def format_incompatible_keys(weights: Mapping[str, Tensor], expected: Mapping[st
         else:
             continue
         found.setdefault(kind, []).append(shown)
-    limit = MAX_NAMED_KEYS // max(1, len(found))
-    return "; ".join(
+    limit = 10 // max(1, len(found))
+    problems = [
         f"{len(names)} {kind}: {', '.join(names[:limit] + ['...'] * (len(names) > limit))}"
         for kind, names in found.items()
-    )
+    ]
+    matched = sum(n in weights and weights[n].shape == v.shape for n, v in expected.items())
+    return matched, "; ".join(problems)
 
 
-def find_architecture(shapes: Shapes) -> str | None:
+def find_architecture(weights: Mapping[str, Tensor]) -> str | None:
     """Name the published architecture that a backbone's weights are of, by their shapes, or None.
 
     It shows in the channels of the stem, the heads of all blocks, and the cooling layers.
     """
-    shapes = {name.removeprefix(PREFIX): shape for name, shape in shapes.items()}
+    shapes = {name.removeprefix(PREFIX): value.shape for name, value in weights.items()}
     stem, last_bias = shapes.get("patch_embed.norm.weight"), "attn.pos.pos3.2.bias"
     heads = {name: shape for name, shape in shapes.items() if name.endswith(last_bias)}
     plus_plus = any(".ex_ln." in name for name in shapes)
@@ -261,6 +243,6 @@ def find_architecture(shapes: Shapes) -> str | None:
     return None
 
 
-def count_outputs(shape: Size | None) -> int:
-    """The outputs of a layer with a weight of this shape; 0 without a weight or an axis."""
-    return shape[0] if shape else 0
+def count_outputs(weight: Tensor | None) -> int:
+    """The outputs of a layer with this weight; 0 without a weight or an axis."""
+    return 0 if weight is None or weight.ndim == 0 else len(weight)

@@ -4,11 +4,7 @@ from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 
-from crossformer_mm.models.state_dict import (
-    count_matches,
-    extract_state_dict,
-    format_incompatible_keys,
-)
+from crossformer_mm.models.state_dict import compare_weights, extract_state_dict
 from crossformer_mm.utils.errors import CheckpointError
 
 
@@ -38,9 +34,8 @@ class CheckpointMatchHook(Hook):
             model = model.module
         own = model.state_dict()
         weights = extract_state_dict(checkpoint, "that was loaded")
-        matched = count_matches(weights, own)
+        matched, problems = compare_weights(weights, own)
         runner.logger.info(f"Checkpoint: {matched} of the model's {len(own)} weights match")
-        problems = format_incompatible_keys(weights, own)
         needed = len(own) if self.all_weights_needed else len(own) / 2
         if matched < needed:
             raise CheckpointError(f"the checkpoint does not fit this model: {problems}")

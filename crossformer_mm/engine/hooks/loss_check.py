@@ -1,16 +1,11 @@
 """Stop training at the first loss that is not a finite number."""
 
-from typing import TYPE_CHECKING
-
 import torch
 from mmengine.dist import all_gather_object, all_reduce, get_rank, get_world_size
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
+from mmengine.runner import Runner
 from torch import Tensor
-
-if TYPE_CHECKING:
-    # The backbone alone is to need no runner, whose import takes memory.
-    from mmengine.runner import Runner
 
 
 class InvalidLossError(RuntimeError):
@@ -30,18 +25,14 @@ class LossCheckHook(Hook):
     priority = "VERY_HIGH"
 
     def after_train_iter(
-        self,
-        runner: "Runner",
-        batch_idx: int,
-        data_batch: object = None,
-        outputs: dict[str, Tensor] | None = None,
+        self, runner: Runner, batch_idx: int, data_batch: object = None, outputs: dict | None = None
     ) -> None:
         """Check what the model's ``train_step`` returned.
 
         Raises:
             InvalidLossError: If a loss of any process is not finite; on every process.
         """
-        # Those that mmengine adds up to the loss, and their sum.
+        # By name, those that mmengine adds up to the loss, and their sum.
         named = {name: value for name, value in (outputs or {}).items() if "loss" in name}
         losses = {name: torch.as_tensor(v).detach().float() for name, v in named.items()}
         if not losses:

@@ -1,17 +1,21 @@
 """Checkpoints of a training: whole or not there, and none is removed before the next is whole.
 
-mmengine alone, if it is killed or the disk is full, would leave a part of one, or none.
+mmengine alone, if it is killed or the disk is full, would leave a part of one, or none; its note
+``last_checkpoint`` may be empty. So what to resume from is found by reading the files.
 """
 
-import os
+import logging
+import re
 from pathlib import Path
 
 from mmengine.dist import master_only
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook, Hook
+from mmengine.logging import print_log
 from mmengine.runner import Runner
 
-from crossformer_mm.utils.errors import CheckpointError
+from crossformer_mm.checkpoints.reader import load_file
+from crossformer_mm.utils.errors import CheckpointError, UnsafeCheckpointError
 from crossformer_mm.utils.io import atomic_write
 
 BACKEND = "crossformer_mm_whole_files"
@@ -35,8 +39,6 @@ class WholeFileBackend(LocalBackend):
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(path) as temporary, temporary.open("xb") as file:
                 file.write(obj)
-                file.flush()
-                os.fsync(file.fileno())
         except OSError as error:
             raise CheckpointError(f"{path} cannot be written: {error.strerror}") from error
         for outdated in self._outdated.pop(path.parent, set()) - {path}:
@@ -64,3 +66,25 @@ class WholeCheckpointsHook(Hook):
         """Clear away unfinished files."""
         for path in Path(runner.work_dir).glob(".*.pth.*.tmp"):
             path.unlink(missing_ok=True)
+
+
+def find_checkpoint_to_resume(work_dir: str | Path) -> Path | None:
+    """Return the last complete ``epoch_N.pth`` or ``iter_N.pth`` of a work directory.
+
+    A warning names each newer one that is cut off or damaged.
+    """
+    numbered = {
+        int(found[1]): path
+        for path in Path(work_dir).glob("*.pth")
+        if (found := re.fullmatch(r"(?:epoch|iter)_(\d+)\.pth", path.name))
+    }
+    for _, path in sorted(numbered.items(), reverse=True):
+        try:
+            load_file(path, "meta")
+        except UnsafeCheckpointError:
+            pass  # refused, with the reason, when it is loaded
+        except CheckpointError as error:
+            print_log(f"{error}: it is passed over", logger="current", level=logging.WARNING)
+            continue
+        return path
+    return None
