@@ -59,8 +59,10 @@ def draw(args: argparse.Namespace, cfg: Config) -> Figure:
     if weights == inputs.RANDOM_WEIGHTS:
         print("No --checkpoint was given: the weights are random")
     device = check_device(args.device)
-    with errors_in_one_line(ValueError):  # too few channels or pixels
+    try:
         calls, stage_maps = record(backbone.to(device), image.to(device))
+    except ValueError as error:  # too few channels or pixels
+        fail(f"image {args.image}: {error}")
     if args.kind == "features":
         return figures.draw_features(pixels, stage_maps, stages, weights)
     calls = choose_calls(calls, stages, args.block, args.head)
