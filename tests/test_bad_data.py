@@ -13,7 +13,8 @@ from mmengine.registry import init_default_scope
 
 from crossformer_mm import CheckSegLabels
 from crossformer_mm.engine.config import load_config
-from crossformer_mm.engine.runner import CheckedRunner, DataError
+from crossformer_mm.engine.runner import CheckedRunner
+from crossformer_mm.utils.errors import DataError
 
 TRAIN = ROOT / "tools/train.py"
 CONFIG_OF = dict(
@@ -134,8 +135,9 @@ def test_a_label_map_that_is_missing_or_does_not_belong(copied, damage, transfor
 def test_good_labels_pass_unchanged():
     labels = np.array([[0, 149], [255, 7]], np.uint8)
     results = dict(gt_seg_map=labels.copy(), seg_map_path="x.png", ori_shape=(2, 2))
-    assert CheckSegLabels(150)(results) is results
+    results["num_classes"] = 150
+    assert CheckSegLabels()(results) is results
     assert (results["gt_seg_map"] == labels).all()
-    assert CheckSegLabels(150)({"img": 1}) == {"img": 1}
+    assert CheckSegLabels()({"img": 1}) == {"img": 1}
     with pytest.raises(ValueError, match="x.png has the labels"):
-        CheckSegLabels(149)(results)
+        CheckSegLabels()({**results, "num_classes": 149})

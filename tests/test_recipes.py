@@ -120,7 +120,7 @@ ms-crop-3x:
   train_dataloader.dataset.pipeline:
   - *load
   - &labels {type: LoadAnnotations}
-  - &check {type: CheckSegLabels, num_classes: 150}
+  - &check {type: CheckSegLabels}
   - {type: RandomResize, scale: [2048, 512], ratio_range: [0.5, 2.0], keep_ratio: true}
   - {type: RandomCrop, crop_size: [512, 512], cat_max_ratio: 0.75}
   - *flip

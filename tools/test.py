@@ -15,7 +15,7 @@ from crossformer_mm.datasets.paths import check_data
 from crossformer_mm.engine import config
 from crossformer_mm.engine.runner import build_runner
 from crossformer_mm.utils import cli
-from crossformer_mm.utils.errors import CheckpointError
+from crossformer_mm.utils.errors import CheckpointError, DataError
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -87,7 +87,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = config.load_config(args.config, args.cfg_options, args.work_dir)
     apply_options(cfg, args)
     check_data(cfg, "test_dataloader")
-    with cli.errors_in_one_line(CheckpointError), cli.full_disk_in_one_line(cfg.work_dir):
+    known = cli.errors_in_one_line(CheckpointError, DataError)
+    with known, cli.full_disk_in_one_line(cfg.work_dir):
         build_runner(cfg, args.launcher, all_weights_needed=True).test()
 
 

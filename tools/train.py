@@ -16,7 +16,7 @@ from crossformer_mm.engine.hooks.loss_check import InvalidLossError
 from crossformer_mm.engine.hooks.whole_checkpoints import find_checkpoint_to_resume
 from crossformer_mm.engine.runner import build_runner
 from crossformer_mm.utils.cli import OneLineParser, errors_in_one_line, full_disk_in_one_line, run
-from crossformer_mm.utils.errors import CheckpointError
+from crossformer_mm.utils.errors import CheckpointError, DataError
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -58,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = config.load_config(args.config, args.cfg_options, args.work_dir)
     apply_options(cfg, args)
     check_data(cfg, "train_dataloader", "val_dataloader")
-    with errors_in_one_line(CheckpointError, InvalidLossError), full_disk_in_one_line(cfg.work_dir):
+    known = errors_in_one_line(CheckpointError, DataError, InvalidLossError)
+    with known, full_disk_in_one_line(cfg.work_dir):
         build_runner(cfg, args.launcher, all_weights_needed=cfg.get("resume", False)).train()
 
 

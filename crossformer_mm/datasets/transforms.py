@@ -11,13 +11,14 @@ class CheckSegLabels:
     The libraries would count a label outside the classes as none in testing, and end training with
     an index error that names no file. Without labels, nothing is checked.
 
+    Labels are 0 to ``num_classes - 1`` of ``results``, after ``reduce_zero_label``: this project's
+    tools set it to the number of the data set's classes. Elsewhere only the size is checked.
+
     Args:
-        num_classes: Labels are 0 to ``num_classes - 1``, after ``reduce_zero_label``.
         ignore_index: The one other label that may occur.
     """
 
-    def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
-        self.num_classes = num_classes
+    def __init__(self, ignore_index: int = 255) -> None:
         self.ignore_index = ignore_index
 
     def __call__(self, results: dict) -> dict:
@@ -28,16 +29,20 @@ class CheckSegLabels:
         size = tuple(results["ori_shape"][:2])
         if labels.shape != size:
             image = f"its image {results['img_path']} is {size}"
-            raise ValueError(f"{what} is {labels.shape}, but {image} (height, width)")
-        is_wrong = (labels >= self.num_classes) & (labels != self.ignore_index)
+            colours = "; colours are no labels" * (labels.ndim > 2)
+            raise ValueError(f"{what} is {labels.shape}, but {image} (height, width){colours}")
+        num_classes = results.get("num_classes")
+        if num_classes is None:
+            return results
+        is_wrong = (labels >= num_classes) & (labels != self.ignore_index)
         if is_wrong.any():
             wrong = np.unique(labels[is_wrong]).tolist()
             shift = " after reduce_zero_label" if results.get("reduce_zero_label") else ""
             raise ValueError(
                 f"{what} has the labels {wrong}{shift}, but classes are 0 to "
-                f"{self.num_classes - 1} and {self.ignore_index} is ignored"
+                f"{num_classes - 1} and {self.ignore_index} is ignored"
             )
         return results
 
     def __repr__(self) -> str:
-        return f"CheckSegLabels(num_classes={self.num_classes}, ignore_index={self.ignore_index})"
+        return f"CheckSegLabels(ignore_index={self.ignore_index})"

@@ -1,5 +1,6 @@
 """The runner of the tools: mmengine's, with errors that name the file and repeatable data."""
 
+from collections.abc import Mapping
 from functools import partial
 
 import torch
@@ -7,40 +8,21 @@ from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.logging import print_log
 from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
+from crossformer_mm.datasets.checked_pipeline import CheckedCompose
+from crossformer_mm.datasets.coco_annotations import check_while_reading
 from crossformer_mm.datasets.paths import walk_datasets
 from crossformer_mm.engine.dist import init_dist, without_amp
 from crossformer_mm.engine.hooks.checkpoint_match import CheckpointMatchHook
+from crossformer_mm.engine.hooks.data_check import DataCheckHook
 from crossformer_mm.engine.hooks.loss_check import LossCheckHook
 from crossformer_mm.engine.hooks.whole_checkpoints import WholeCheckpointsHook
 from crossformer_mm.engine.seeding import SeedEachIterationHook, take_samples, with_seeding_sampler
-
-
-class DataError(RuntimeError):
-    """Something is wrong with a data set; the message names the file or folder."""
-
-
-class CheckedCompose(Compose):
-    """A data set's pipeline; when a transform fails, the DataError says on which file."""
-
-    def __call__(self, data: dict) -> dict | None:
-        """Apply the transforms."""
-        sample = data
-        for transform in self.transforms:
-            try:
-                data = transform(data)
-            except Exception as error:
-                files = f"image {sample.get('img_path')}"
-                if sample.get("seg_map_path"):
-                    files += f", label map {sample['seg_map_path']}"
-                name, what = type(transform).__name__, str(error) or type(error).__name__
-                raise DataError(f"{name} failed on {files}: {what}") from error
-            if data is None:
-                return None
-        return data
+from crossformer_mm.utils.errors import DataError
 
 
 class CheckedRunner(Runner):
@@ -55,7 +37,12 @@ class CheckedRunner(Runner):
         Raises DataError if the data set cannot be read or is empty.
         """
         try:
-            loader = Runner.build_dataloader(with_seeding_sampler(dataloader), *args, **kwargs)
+            checked = with_seeding_sampler(dataloader)
+            if isinstance(checked, Mapping):
+                checked = dict(checked, dataset=dict(type=build_dataset, cfg=checked["dataset"]))
+            loader = Runner.build_dataloader(checked, *args, **kwargs)
+        except DataError:
+            raise
         except Exception as error:
             dataset, keys = dataloader["dataset"], ("data_root", "ann_file", "data_prefix")
             place = {key: dataset[key] for key in keys if dataset.get(key)}
@@ -66,7 +53,7 @@ class CheckedRunner(Runner):
         for dataset in walk_datasets(loader.dataset):
             pipeline = getattr(dataset, "pipeline", None)
             if isinstance(pipeline, Compose) and not isinstance(pipeline, CheckedCompose):
-                dataset.pipeline = CheckedCompose(pipeline.transforms)
+                dataset.pipeline = CheckedCompose(dataset)
         return loader
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
@@ -88,6 +75,7 @@ def build_runner(cfg: Config, launcher: str, all_weights_needed: bool) -> Runner
     runner = CheckedRunner.from_cfg(cfg)
     runner.register_hook(CheckpointMatchHook(all_weights_needed, cfg.get("resume", False)))
     runner.register_hook(WholeCheckpointsHook())
+    runner.register_hook(DataCheckHook())
     runner.register_hook(SeedEachIterationHook())
     if cfg.get("check_loss", True):
         runner.register_hook(LossCheckHook())
@@ -96,3 +84,24 @@ def build_runner(cfg: Config, launcher: str, all_weights_needed: bool) -> Runner
     if amp_replaced:
         runner.logger.warning("Training in float32: the config's mixed precision needs a GPU")
     return runner
+
+
+def build_dataset(cfg: Mapping | Dataset) -> Dataset:
+    """Build a data set and those that it wraps; COCO's check their file while they read it."""
+    if not isinstance(cfg, Mapping):
+        return cfg
+    cfg = dict(cfg)
+    if "dataset" in cfg:
+        cfg["dataset"] = build_dataset(cfg["dataset"])
+    if "datasets" in cfg:
+        cfg["datasets"] = [build_dataset(each) for each in cfg["datasets"]]
+    with DATASETS.switch_scope_and_registry(None) as registry:
+        kind = registry.get(cfg["type"]) if isinstance(cfg["type"], str) else cfg["type"]
+    load = getattr(kind, "load_data_list", None)
+    if getattr(load, "__qualname__", "") != "CocoDataset.load_data_list":
+        return DATASETS.build(cfg)
+    dataset = DATASETS.build({**cfg, "lazy_init": True})
+    check_while_reading(dataset)
+    if not cfg.get("lazy_init"):
+        dataset.full_init()
+    return dataset

@@ -36,7 +36,8 @@ def errors_in_one_line(*kinds: type[Exception]) -> Iterator[None]:
     try:
         yield
     except kinds as error:
-        fail(str(error))
+        # One from a process that loads data has that process's traceback before it.
+        fail(str(error).rpartition(f"{type(error).__name__}: ")[2].strip())
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What is wrong with a checkpoint, in one line."""
+"""What is wrong with a checkpoint or a data set, in one line."""
 
 
 class CheckpointError(ValueError):
@@ -26,3 +26,7 @@ def describe(value: object) -> str:
     if isinstance(value, type):
         return value.__qualname__
     return f"a {type(value).__name__}"
+
+
+class DataError(RuntimeError):
+    """Something is wrong with a data set; the message names the file or folder."""

@@ -1,13 +1,9 @@
 # ADE20K, 150 classes; label 0 of the files is "other" and is ignored.
 dataset_type = "ADE20KDataset"
 data_root = "data/ade/ADEChallengeData2016/"
-num_classes = 150
 image_scale = (2048, 512)
 crop_size = (512, 512)
-load_labels = [
-    dict(type="LoadAnnotations"),
-    dict(type="CheckSegLabels", num_classes=num_classes),
-]
+load_labels = [dict(type="LoadAnnotations"), dict(type="CheckSegLabels")]
 
 train_pipeline = [
     dict(type="LoadImageFromFile"),
@@ -74,7 +70,7 @@ tta_pipeline = [
             [dict(type="ResizeToMultiple", size_divisor=32)],
             [dict(type="RandomFlip", prob=0.0), dict(type="RandomFlip", prob=1.0)],
             [dict(type="LoadAnnotations")],
-            [dict(type="CheckSegLabels", num_classes=num_classes)],
+            [dict(type="CheckSegLabels")],
             [dict(type="PackSegInputs")],
         ],
     ),

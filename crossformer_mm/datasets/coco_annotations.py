@@ -1,0 +1,173 @@
+"""What mmdet learns from a COCO JSON file, checked as the file is read: nothing is read twice.
+
+mmdet gives labels to category ids in the file's order, and names to labels in the order of
+``metainfo``. Where the two differ, it trains to the end and learns other names, in silence.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from logging import ERROR
+from typing import Any
+
+from mmengine.dataset import BaseDataset
+from mmengine.logging import print_log
+
+from crossformer_mm.utils.errors import DataError, one_line
+
+REQUIRED = {
+    "images": ("id", "file_name", "height", "width"),
+    "annotations": ("id", "image_id", "category_id", "bbox"),
+    "categories": ("id", "name"),
+}
+
+
+def check_while_reading(dataset: BaseDataset) -> None:
+    """Let a data set that is still to be read, mmdet's ``CocoDataset``, check its file.
+
+    Reading raises :class:`DataError` where the file and the data set contradict each other, and
+    else logs what is in the file.
+    """
+    read = dataset.COCOAPI
+
+    def read_and_check(path: str) -> Any:
+        del dataset.COCOAPI  # the class has its own again
+        try:
+            api = read(path)
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{dataset.ann_file}: an entry has no {error}") from error
+        complete_annotations(api.dataset, dataset.ann_file, _needs_masks(dataset))
+        check_categories(api.dataset["categories"], dataset.metainfo["classes"], dataset.ann_file)
+        print_log(summarize(api, dataset), logger="current")
+        return api
+
+    dataset.COCOAPI = read_and_check
+
+
+def _needs_masks(dataset: BaseDataset) -> bool:
+    return any(getattr(transform, "with_mask", False) for transform in dataset.pipeline.transforms)
+
+
+def complete_annotations(content: dict, file: str, with_masks: bool = False) -> None:
+    """Set what mmdet and pycocotools need but many files leave out; say which entries lack more.
+
+    Raises:
+        DataError: If an image, annotation or category lacks an entry that has no default.
+    """
+    if "categories" not in content:
+        raise DataError(f"{file} has no 'categories'")
+    for kind, keys in REQUIRED.items():
+        keys += ("segmentation",) * (with_masks and kind == "annotations")
+        for entry in content.get(kind, ()):
+            for key in keys:
+                if key not in entry:
+                    raise DataError(f"{file}: the entry {entry.get('id')} of {kind} has no {key!r}")
+    content.setdefault("info", {})
+    defaulted = Counter()
+    for annotation in content.get("annotations", ()):
+        if "area" not in annotation:
+            annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
+            defaulted["'area': width times height of the box is taken"] += 1
+        if "iscrowd" not in annotation:
+            annotation["iscrowd"] = 0
+            defaulted["'iscrowd': 0 is taken"] += 1
+    for what, count in defaulted.items():
+        print_log(f"{file}: {count} annotations without {what}", logger="current")
+
+
+def check_categories(categories: Sequence[Mapping], classes: Sequence[str], file: str) -> None:
+    """Compare the categories of a file with the class names of a config.
+
+    Raises:
+        DataError: If a label would get another name than its category has in the file, or if names
+            on both sides have no counterpart.
+    """
+    check_classes(classes, file)
+    names = [category["name"] for category in categories]
+    lacking = [name for name in classes if name not in names]
+    unused = [name for name in names if name not in classes]
+    learned = [name for name in names if name in classes]
+    double = [name for name, count in Counter(learned).items() if count > 1]
+    shifted = next((pair for pair in zip(learned, classes, strict=False) if len(set(pair)) > 1), ())
+    if double:
+        raise DataError(f"{file} has several categories of one name: {some(double)}")
+    if lacking and (unused or not learned):
+        close = {name: get_close_matches(name, unused, 1) for name in lacking}
+        meant = {match for matches in close.values() for match in matches}
+        _suggest([name for name in names if name in meant.union(learned)] or names)
+        pairs = [f"{found[0]!r} for {name!r}" for name, found in close.items() if found]
+        hint = f" (perhaps {', '.join(pairs)})" if pairs else ""
+        raise DataError(
+            f"class names of the config that are no categories of {file}: {some(lacking)}{hint}; "
+            f"categories of the file that are no class names: {some(unused)}"
+        )
+    if shifted:
+        if lacking:
+            advice = f"add categories {some(lacking)} to the file, in the config's order"
+        else:
+            _suggest(learned)
+            advice = f"write the names in the file's order: {some(learned, 100)}"
+        raise DataError(
+            f"the order of classes in the config is another than the order of categories in {file}:"
+            f" {shifted[0]!r} would be learned as {shifted[1]!r}; {advice}"
+        )
+    if lacking:
+        print_log(f"{file} has no category for {some(lacking)}", logger="current")
+    if unused:
+        print_log(f"{file}: categories that the config leaves out: {some(unused)}", "current")
+
+
+def _suggest(classes: Sequence[str]) -> None:
+    print_log(f"metainfo = dict(classes={tuple(classes)!r})  # would fit", "current", ERROR)
+
+
+def check_classes(classes: object, where: str) -> None:
+    """Raise DataError if class names are one text, as ``("ship")`` without its comma is."""
+    if isinstance(classes, str):
+        raise DataError(
+            f"classes of metainfo are the text {classes!r}, not a tuple of names ({where}): write "
+            f"metainfo=dict(classes=({classes!r},)), with the comma"
+        )
+
+
+def some(names: Iterable[str], most: int = 10) -> str:
+    """The first of some names, as Python writes them."""
+    names = list(names)
+    return one_line(repr(tuple(names[:most])), 2000) + ("..." if len(names) > most else "")
+
+
+def summarize(api: Any, dataset: BaseDataset) -> str:
+    """Say how many images and objects of which class there are, and what mmdet leaves out."""
+    names = {category["id"]: category["name"] for category in api.dataset["categories"]}
+    classes = dataset.metainfo["classes"]
+    objects, images, left_out = Counter(), Counter(), Counter()
+    used = 0
+    for number, image in api.imgs.items():
+        seen = set()
+        for annotation in api.imgToAnns.get(number, ()):
+            name = names.get(annotation["category_id"])
+            if name not in classes:
+                left_out["of other categories"] += 1
+            elif _is_empty(annotation, image):
+                left_out["empty, smaller than a pixel, or outside of the image"] += 1
+            else:
+                objects[name] += 1
+                seen.add(name)
+        images.update(seen)
+        used += bool(seen)
+    lines = [f"{dataset.ann_file}: {len(api.imgs)} images, {objects.total()} objects"]
+    if not dataset.test_mode and (dataset.filter_cfg or {}).get("filter_empty_gt"):
+        left_out["images without objects"] = len(api.imgs) - used
+    lines += [f"left out: {count} {what}" for what, count in left_out.items() if count]
+    counts = [f"{name} {objects[name]} in {images[name]}" for name in classes]
+    lines.append(f"objects in images, by class: {', '.join(counts)}")
+    return "; ".join(lines)
+
+
+def _is_empty(annotation: Mapping, image: Mapping) -> bool:
+    """Whether mmdet leaves an annotation out, by its rules."""
+    left, top, width, height = annotation["bbox"]
+    inside_x = min(left + width, image["width"]) - max(left, 0)
+    inside_y = min(top + height, image["height"]) - max(top, 0)
+    visible = inside_x > 0 and inside_y > 0 and annotation["area"] > 0
+    return not visible or width < 1 or height < 1 or annotation.get("ignore", False)

@@ -1,0 +1,208 @@
+"""Contradictions between annotations, class names, heads and evaluators stop a training."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import CONFIGS, ROOT, tool_main
+from mmengine.registry import init_default_scope
+from PIL import Image
+from torch import nn
+
+from crossformer_mm.engine.config import load_config
+from crossformer_mm.engine.hooks.data_check import check_heads
+from crossformer_mm.engine.runner import CheckedRunner
+from crossformer_mm.utils.errors import DataError
+
+DETECTOR = CONFIGS / "detection/retinanet_crossformer-nano_fpn_toy-coco.py"
+SEGMENTOR = CONFIGS / "segmentation/fpn_crossformer-nano_toy-ade.py"
+CLASSIFIER = CONFIGS / "classification/crossformer-nano_toy-imagenet.py"
+KINDS = ("ship", "plane", "car", "cat")
+TRAIN = "annotations/instances_train2017.json"
+
+
+@pytest.fixture
+def ships(toy_coco, tmp_path) -> Path:
+    """The toy data set with four categories whose ids have gaps and fall."""
+    data = shutil.copytree(toy_coco, tmp_path / "data")
+    for file in data.glob("annotations/*.json"):
+        content = json.loads(file.read_text())
+        ids = [90, 7, 55, 8]
+        content["categories"] = [dict(id=i, name=n) for i, n in zip(ids, KINDS, strict=True)]
+        for annotation in content["annotations"]:
+            annotation["category_id"] = ids[annotation["id"] % 4]
+        file.write_text(json.dumps(content))
+    return data
+
+
+def change(file: Path, edit) -> None:
+    content = json.loads(file.read_text())
+    edit(content)
+    file.write_text(json.dumps(content))
+
+
+def read(data: Path, classes: object = KINDS, loader: str = "train_dataloader"):
+    cfg = load_config(str(DETECTOR), {"data_root": str(data)})
+    init_default_scope("mmdet")
+    dataset = dict(cfg[loader].dataset, metainfo=dict(classes=classes))
+    options = dict(num_workers=0, persistent_workers=False, dataset=dataset)
+    return CheckedRunner.build_dataloader({**cfg[loader], **options}, seed=0).dataset
+
+
+def test_labels_have_the_names_of_the_file_whatever_its_ids(ships):
+    dataset = read(ships)
+    content = json.loads((ships / TRAIN).read_text())
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    expected = {
+        (each["image_id"], *np.round(each["bbox"][:2], 2)): names[each["category_id"]]
+        for each in content["annotations"]
+    }
+    infos = [dataset.get_data_info(i) for i in range(len(dataset))]
+    objects = [(info["img_id"], each) for info in infos for each in info["instances"]]
+    assert len(objects) > 20
+    for number, each in objects:
+        assert expected[(number, *np.round(each["bbox"][:2], 2))] == KINDS[each["bbox_label"]]
+
+
+@pytest.mark.parametrize(
+    ("classes", "named"),
+    [
+        ("ship", "|with the comma"),
+        (("cell", "nucleus"), "'cell', 'nucleus'|'ship', 'plane'"),
+        (("ship", "plain", "car", "cat"), "'plain'|'plane' for 'plain'"),
+        (("Ship", "plane", "car", "cat"), "'Ship'"),
+        (("cat", "car", "plane", "ship"), "order|'ship' would be learned as 'cat'"),
+        (("ship", "plane", "dog", "car", "cat"), "order|add categories ('dog',)"),
+    ],
+)
+def test_class_names_that_the_file_contradicts(ships, classes, named):
+    with pytest.raises(DataError) as error:
+        read(ships, classes)
+    assert all(part in str(error.value) for part in [TRAIN.split("/")[1], *named.split("|")[1:]])
+
+
+def test_some_of_the_categories_may_be_left_out(ships):
+    dataset = read(ships, ("plane", "cat"))
+    infos = [dataset.get_data_info(i) for i in range(len(dataset))]
+    assert {each["bbox_label"] for info in infos for each in info["instances"]} == {0, 1}
+
+
+def test_what_the_file_lacks_is_named_or_completed(ships):
+    def strip(content):
+        content.pop("info", None)
+        for annotation in content["annotations"]:
+            annotation.pop("area")
+            annotation.pop("iscrowd")
+
+    change(ships / TRAIN, strip)
+    assert len(read(ships)) > 5
+    for kind, key in (("images", "height"), ("annotations", "bbox"), ("annotations", "id")):
+        kept = (ships / TRAIN).read_text()
+        change(ships / TRAIN, lambda content, k=kind, key=key: content[k][2].pop(key))
+        with pytest.raises(DataError, match=f"instances_train2017.json.*{key}"):
+            read(ships)
+        (ships / TRAIN).write_text(kept)
+
+
+def test_two_categories_of_one_name(ships):
+    change(ships / TRAIN, lambda content: content["categories"][1].update(name="ship"))
+    with pytest.raises(DataError, match="several categories of one name: \\('ship',\\)"):
+        read(ships, ("ship", "car", "cat"))
+
+
+def test_an_image_that_is_turned(ships):
+    for path in ships.glob("train2017/*.jpg"):
+        with Image.open(path) as image:
+            exif = Image.Exif()
+            exif[0x0112] = 6
+            image.save(path, exif=exif)
+    dataset = read(ships)
+    with pytest.raises(DataError, match=r"\.jpg: the image is .* its annotation says .*EXIF"):
+        dataset[0]
+
+
+class Heads(nn.Module):
+    def __init__(self, box: int, masks: int) -> None:
+        super().__init__()
+        self.roi_head = nn.Module()
+        self.roi_head.bbox_head = nn.ModuleList([nn.Identity(), nn.Identity()])
+        self.roi_head.mask_head, self.rpn_head = nn.Identity(), nn.Identity()
+        self.rpn_head.num_classes = 1
+        self.roi_head.mask_head.num_classes = masks
+        for head in self.roi_head.bbox_head:
+            head.num_classes = box
+
+
+def test_heads_have_as_many_classes_as_the_data():
+    check_heads(Heads(4, 4), KINDS)
+    for heads in (Heads(80, 4), Heads(4, 3)):
+        with pytest.raises(DataError, match=r"4 classes \('ship', .*write model=dict\(roi_head="):
+            check_heads(heads, KINDS)
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "named"),
+    [
+        (DETECTOR, {}, r"bbox_head has num_classes=8: write model=dict\(bbox_head=dict"),
+        (
+            DETECTOR,
+            {
+                "model.bbox_head.num_classes": 4,
+                "val_dataloader.dataset.metainfo.classes": KINDS[:3],
+            },
+            "classes of train_dataloader are .* those of val_dataloader",
+        ),
+    ],
+)
+def test_a_training_stops_before_its_first_step(ships, tmp_path, config, options, named):
+    options = {
+        "data_root": ships,
+        "train_dataloader.dataset.metainfo.classes": KINDS,
+        "val_dataloader.dataset.metainfo.classes": KINDS,
+        **options,
+    }
+    words = [
+        f"{key}=({','.join(value)})" if isinstance(value, tuple) else f"{key}={value}"
+        for key, value in options.items()
+    ]
+    with pytest.raises(SystemExit, match=named):
+        tool_main(
+            *(ROOT / "tools/train.py", config, "--work-dir", tmp_path / "w", "--cfg-options"),
+            *words,
+        )
+    assert not list(tmp_path.glob("w/*.pth"))
+
+
+def test_masks_of_0_and_255(toy_data_roots, tmp_path):
+    data = shutil.copytree(toy_data_roots["segmentation"], tmp_path / "data")
+    for path in data.glob("annotations/*/*.png"):
+        labels = np.asarray(Image.open(path))
+        Image.fromarray(np.uint8(labels > 3) * 255).save(path)
+    with pytest.raises(SystemExit, match=r"label maps such as .*\.png, the labels are only .*255"):
+        tool_main(
+            *(ROOT / "tools/train.py", SEGMENTOR, "--work-dir", tmp_path / "w", "--cfg-options"),
+            *(f"data_root={data}", "train_dataloader.dataset.reduce_zero_label=False"),
+        )
+
+
+def test_folders_are_labels_by_their_alphabet(toy_data_roots, tmp_path):
+    data = toy_data_roots["classification"]
+    folders = sorted(path.name for path in (data / "train").iterdir())
+    config = tmp_path / "own.py"
+    lines = [
+        f"_base_ = {str(CLASSIFIER)!r}",
+        f"model = dict(head=dict(num_classes={len(folders)}))",
+    ]
+    for split, pipeline in (("train", "train_pipeline"), ("val", "test_pipeline")):
+        dataset = f"type='CustomDataset', data_prefix='{data}/{split}', pipeline=_base_.{pipeline}"
+        dataset += f", metainfo=dict(classes={folders[::-1]!r})"
+        lines.append(f"{split}_dataloader = dict(dataset=dict(_delete_=True, {dataset}))")
+    config.write_text("\n".join(lines))
+    with pytest.raises(SystemExit, match=re.escape(f"classes={tuple(folders)}")):
+        tool_main(
+            *(ROOT / "tools/train.py", config, "--work-dir", tmp_path / "w"),
+            *("--cfg-options", f"data_root={data}"),
+        )
