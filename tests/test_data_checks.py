@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 from crossformer_mm.engine.config import load_config
-from crossformer_mm.engine.hooks.data_check import check_heads
+from crossformer_mm.engine.hooks.data_check import check_heads, check_topk
 from crossformer_mm.engine.runner import CheckedRunner
 from crossformer_mm.utils.errors import DataError
 
@@ -107,6 +108,16 @@ def test_what_the_file_lacks_is_named_or_completed(ships):
         (ships / TRAIN).write_text(kept)
 
 
+def test_a_file_of_which_nothing_is_left(ships):
+    def shrink(content):
+        for annotation in content["annotations"]:
+            annotation["bbox"] = [value / 1000 for value in annotation["bbox"]]
+
+    change(ships / TRAIN, shrink)
+    with pytest.raises(DataError, match="0 objects that can be learned.*smaller than a pixel"):
+        read(ships)
+
+
 def test_two_categories_of_one_name(ships):
     change(ships / TRAIN, lambda content: content["categories"][1].update(name="ship"))
     with pytest.raises(DataError, match="several categories of one name: \\('ship',\\)"):
@@ -141,6 +152,12 @@ def test_heads_have_as_many_classes_as_the_data():
     for heads in (Heads(80, 4), Heads(4, 3)):
         with pytest.raises(DataError, match=r"4 classes \('ship', .*write model=dict\(roi_head="):
             check_heads(heads, KINDS)
+
+
+def test_five_guesses_need_five_classes():
+    check_topk(SimpleNamespace(topk=(1, 5)), "val", 5)
+    with pytest.raises(DataError, match=r"topk=\(1, 5\).*4 classes: write val_evaluator=dict"):
+        check_topk(SimpleNamespace(topk=(1, 5)), "val", 4)
 
 
 @pytest.mark.parametrize(

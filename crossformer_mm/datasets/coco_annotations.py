@@ -137,7 +137,11 @@ def some(names: Iterable[str], most: int = 10) -> str:
 
 
 def summarize(api: Any, dataset: BaseDataset) -> str:
-    """Say how many images and objects of which class there are, and what mmdet leaves out."""
+    """Say how many images and objects of which class there are, and what mmdet leaves out.
+
+    Raises:
+        DataError: If nothing is left to train on.
+    """
     names = {category["id"]: category["name"] for category in api.dataset["categories"]}
     classes = dataset.metainfo["classes"]
     objects, images, left_out = Counter(), Counter(), Counter()
@@ -156,6 +160,8 @@ def summarize(api: Any, dataset: BaseDataset) -> str:
         images.update(seen)
         used += bool(seen)
     lines = [f"{dataset.ann_file}: {len(api.imgs)} images, {objects.total()} objects"]
+    if not objects and not dataset.test_mode:
+        raise DataError(f"{lines[0]} that can be learned; left out: {dict(left_out) or 'none'}")
     if not dataset.test_mode and (dataset.filter_cfg or {}).get("filter_empty_gt"):
         left_out["images without objects"] = len(api.imgs) - used
     lines += [f"left out: {count} {what}" for what, count in left_out.items() if count]

@@ -55,7 +55,7 @@ class DataCheckHook(Hook):
             _check_dataset(dataset, name, classes)
         for name, loop in loops.items():
             for metric in loop.evaluator.metrics if hasattr(loop, "evaluator") else ():
-                _check_metric(metric, name, loop.dataloader.dataset)
+                _check_metric(metric, name, loop.dataloader.dataset, classes)
 
 
 def _common_classes(datasets: list[tuple[str, BaseDataset]]) -> tuple[str, ...]:
@@ -155,14 +155,23 @@ def _check_orientation(paths: list[str]) -> None:
         )
 
 
-def _check_metric(metric: Any, name: str, dataset: Dataset) -> None:
-    """Compare the annotation file of a COCO metric with the data set that is evaluated."""
+def check_topk(metric: Any, name: str, count: int) -> None:
+    """Raise DataError if a metric of accuracy looks at more classes than there are."""
+    ks = tuple(getattr(metric, "topk", ()))
+    if count and max(ks, default=0) > count:
+        mend = f"write {name}_evaluator=dict(topk=(1,))"
+        raise DataError(f"{name}_evaluator has topk={ks}, but the data has {count} classes: {mend}")
+
+
+def _check_metric(metric: Any, name: str, dataset: Dataset, classes: tuple) -> None:
+    """Compare a metric with the data set that is evaluated."""
+    check_topk(metric, name, len(classes))
     api = getattr(metric, "_coco_api", None)
     if api is None or not isinstance(dataset, BaseDataset):
         return
     where = f"ann_file of {name}_evaluator"
     complete_annotations(api.dataset, where)
-    check_categories(api.dataset["categories"], dataset.metainfo["classes"], where)
+    check_categories(api.dataset["categories"], classes, where)
     numbers = {dataset.get_data_info(i)["img_id"] for i in range(len(dataset))}
     if numbers - set(api.imgs):
         raise DataError(
