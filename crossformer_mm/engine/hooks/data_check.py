@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from logging import WARNING
 from typing import Any
 
 import numpy as np
@@ -151,7 +152,7 @@ def _check_orientation(paths: list[str]) -> None:
             f"{len(turned)} of {len(paths)} images, such as {turned[0]}, have an EXIF orientation: "
             "OpenCV turns them, and annotations must be those of the turned pictures",
             logger="current",
-            level="WARNING",
+            level=WARNING,
         )
 
 
@@ -183,5 +184,5 @@ def _check_metric(metric: Any, name: str, dataset: Dataset, classes: tuple) -> N
             f"the {where} has {missing} images that {name}_dataloader has not: their objects count "
             "as missed",
             logger="current",
-            level="WARNING",
+            level=WARNING,
         )
