@@ -69,7 +69,7 @@ setup(
     license="Apache-2.0",
     packages=find_packages(include=["crossformer_mm", "crossformer_mm.*"]),
     python_requires=">=3.10,<3.13",
-    install_requires=["torch>=2.1", "numpy", "safetensors>=0.4"],
+    install_requires=["torch>=2.1", "numpy", "safetensors>=0.4", "defusedxml>=0.7"],
     extras_require={
         "onedl": family("onedl"),
         "openmmlab": family("openmmlab"),
