@@ -33,7 +33,7 @@ class BuildWithMim(build_py):
         folder.mkdir(parents=True)
         for name in MIM_CONTENTS:
             if (ROOT / name).is_dir():
-                ignored = shutil.ignore_patterns("__pycache__")
+                ignored = shutil.ignore_patterns("__pycache__", "own")  # own: users' configs
                 shutil.copytree(ROOT / name, folder / name, ignore=ignored)
             else:
                 shutil.copy2(ROOT / name, folder / name)
