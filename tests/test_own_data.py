@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from crossformer_mm.datasets.own import faults
 from crossformer_mm.datasets.own.checks import check
 from crossformer_mm.datasets.own.fix import copy_fixed
 from crossformer_mm.datasets.own.recognise import read_dataset
@@ -391,3 +393,9 @@ def test_a_copy_replaces_nothing(tmp_path):
         with pytest.raises(DataSetError, match="copy"):
             copy_fixed(dataset, out)
     assert {path.name for path in tmp_path.iterdir()} == {"data"}
+
+
+def test_the_page_names_every_finding():
+    page = (ROOT / "docs/data.md").read_text()
+    for is_error, what, _ in faults.FAULTS.values():
+        assert f"| {'error' if is_error else 'warning'} | `{what}` |" in page
