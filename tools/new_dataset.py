@@ -74,14 +74,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Check, then write; one line and status 1 if that is not possible."""
     args = parse_args(argv)
     with errors_in_one_line(ValueError, OSError):
-        dataset, errors = read_checked(args.data.resolve())
+        dataset, errors = read_checked(args.data)
         if args.copy_fixed:
             write_copy(dataset, args.copy_fixed)
         elif errors:
             advice = "correct them, or have a corrected copy written with --copy-fixed DIR"
             fail(f"{args.data} has errors ({errors}), so nothing was written: {advice}")
         else:
-            folder = args.out / (args.name or args.data.resolve().name)
+            folder = args.out / (args.name or args.data.absolute().name)
             write(dataset, args.model, folder, args.seed)
 
 
