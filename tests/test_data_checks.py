@@ -21,6 +21,7 @@ from crossformer_mm.utils.errors import DataError
 DETECTOR = CONFIGS / "detection/retinanet_crossformer-nano_fpn_toy-coco.py"
 SEGMENTOR = CONFIGS / "segmentation/fpn_crossformer-nano_toy-ade.py"
 CLASSIFIER = CONFIGS / "classification/crossformer-nano_toy-imagenet.py"
+pytestmark = pytest.mark.families  # the checks look into the libraries
 KINDS = ("ship", "plane", "car", "cat")
 TRAIN = "annotations/instances_train2017.json"
 

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import Dataset
 
+from crossformer_mm.datasets.checked_pipeline import CheckedCompose
 from crossformer_mm.datasets.coco_annotations import (
     check_categories,
     check_classes,
@@ -78,7 +79,7 @@ def _check_dataset(dataset: BaseDataset, name: str, classes: tuple) -> None:
     _check_folders(dataset, classes)
     numbers = np.linspace(0, len(dataset) - 1, min(SAMPLES, len(dataset))).astype(int)
     samples = [dataset.get_data_info(int(number)) for number in np.unique(numbers)]
-    if hasattr(dataset, "reduce_zero_label"):
+    if hasattr(dataset, "reduce_zero_label") and isinstance(dataset.pipeline, CheckedCompose):
         _check_label_maps(dataset, samples, classes)
     if samples and "gt_label" not in samples[0]:
         _check_orientation([sample["img_path"] for sample in samples if "img_path" in sample])
