@@ -67,7 +67,8 @@ class CheckedRunner(Runner):
 def build_runner(cfg: Config, launcher: str, all_weights_needed: bool) -> Runner:
     """Join the other processes, if any, and build the runner that the config describes.
 
-    Its ``check_loss=False`` lets training go on at a NaN or infinite loss. ``launcher`` is that of
+    ``check_loss=False`` in the config lets training go on at a NaN or infinite loss, and
+    ``check_data=False`` where data and heads contradict each other. ``launcher`` is that of
     :func:`init_dist`, ``all_weights_needed`` that of :class:`CheckpointMatchHook`.
     """
     init_dist(cfg, launcher)
@@ -75,7 +76,8 @@ def build_runner(cfg: Config, launcher: str, all_weights_needed: bool) -> Runner
     runner = CheckedRunner.from_cfg(cfg)
     runner.register_hook(CheckpointMatchHook(all_weights_needed, cfg.get("resume", False)))
     runner.register_hook(WholeCheckpointsHook())
-    runner.register_hook(DataCheckHook())
+    if cfg.get("check_data", True):
+        runner.register_hook(DataCheckHook())
     runner.register_hook(SeedEachIterationHook())
     if cfg.get("check_loss", True):
         runner.register_hook(LossCheckHook())

@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from collections.abc import Iterable
 from logging import WARNING
 from typing import Any
 
@@ -26,6 +27,7 @@ from crossformer_mm.datasets.paths import walk_datasets
 from crossformer_mm.utils.errors import DataError
 
 SAMPLES = 50  # of each data set are looked at
+MORE_SAMPLES = 1000  # where these look wrong
 HEAD = re.compile(r"(^|\.)(head|bbox_head|mask_head|decode_head|auxiliary_head)(\.\d+)?$")
 EXIF_ORIENTATION = 0x0112
 
@@ -120,23 +122,31 @@ def _check_folders(dataset: BaseDataset, classes: tuple) -> None:
 
 def _check_label_maps(dataset: BaseDataset, samples: list[dict], classes: tuple) -> None:
     """Raise DataError if labels are no classes, or all but one class is ignored."""
+    ignored, count = dataset.ignore_index, len(samples)
+    found = _count_labels(dataset, samples)
+    if len(found.keys() - {ignored}) < 2 <= len(classes) and ignored in found:
+        count = min(len(dataset), MORE_SAMPLES)  # other classes may be rare
+        found = _count_labels(dataset, map(dataset.get_data_info, range(count)))
+        if len(found.keys() - {ignored}) < 2:
+            raise DataError(
+                f"in {count} label maps such as {samples[0]['seg_map_path']}, the labels are only "
+                f"{sorted(found)}, and {ignored} is ignored: no other class would be learned. "
+                "Masks of 0 and 255 must be of 0 and 1 (reduce_zero_label is "
+                f"{dataset.reduce_zero_label}, which ignores 0 if it is True); --cfg-options "
+                "check_data=False goes on regardless"
+            )
+    names = dict(enumerate(classes))
+    shown = [f"{names[label]} in {found[label]}" for label in sorted(found) if label in names]
+    print_log(f"of {count} label maps: {', '.join(shown)}", logger="current")
+
+
+def _count_labels(dataset: BaseDataset, samples: Iterable[dict]) -> Counter:
+    """How many label maps have each label; none if the pipeline loads no labels."""
     found: Counter = Counter()
     for sample in samples:
-        loaded = dataset.pipeline.load_labels(sample)
-        if loaded is None:
-            return
-        found.update(np.unique(loaded["gt_seg_map"]).tolist())
-    used = {label for label in found if label != dataset.ignore_index}
-    if len(used) < 2 <= len(classes) and dataset.ignore_index in found:
-        raise DataError(
-            f"in {len(samples)} label maps such as {samples[0]['seg_map_path']}, the labels are "
-            f"only {sorted(found)}, and {dataset.ignore_index} is ignored: no other class would be "
-            f"learned. Masks of 0 and 255 must be of 0 and 1 (reduce_zero_label is "
-            f"{dataset.reduce_zero_label}, which ignores 0 if it is True)"
-        )
-    names = dict(enumerate(classes))
-    shown = [f"{names.get(label, label)} in {found[label]}" for label in sorted(used)]
-    print_log(f"of {len(samples)} label maps: {', '.join(shown)}", logger="current")
+        loaded = dataset.pipeline.load_labels(sample) or {}
+        found.update(np.unique(loaded.get("gt_seg_map", ())).tolist())
+    return found
 
 
 def _check_orientation(paths: list[str]) -> None:
