@@ -5,9 +5,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
 from pycocotools import mask as coco_mask
 
+from crossformer_mm.datasets.own.boxes import declared_size
 from crossformer_mm.datasets.own.records import DataSetError, Sample, Shape
 
 
@@ -29,7 +29,7 @@ def coco_json(samples: Sequence[Sample], classes: Sequence[str], root: Path) -> 
     ids = {name: number for number, name in enumerate(classes, 1)}
     images, annotations = [], []
     for number, sample in enumerate(samples, 1):
-        width, height = size = sample.size or _read_size(sample.image)
+        width, height = size = declared_size(sample)
         name = relative(sample.image, root)
         images.append(dict(id=number, file_name=name, width=width, height=height))
         for shape in sample.shapes:
@@ -71,10 +71,3 @@ def label_map_names(samples: Sequence[Sample], root: Path) -> tuple[str, dict]:
     prefix = dict(img_path=relative(images, root), seg_map_path=relative(label_maps, root))
     image_suffix, map_suffix = suffixes.pop()
     return names, dict(data_prefix=prefix, img_suffix=image_suffix, seg_map_suffix=map_suffix)
-
-
-def _read_size(image: Path) -> tuple[int, int]:
-    """Width and height as the libraries load it: turned as its EXIF data say."""
-    with Image.open(image) as opened:
-        turned = opened.getexif().get(0x0112) in (5, 6, 7, 8)  # values of the orientation
-        return opened.size[::-1] if turned else opened.size

@@ -5,9 +5,7 @@ from collections import Counter
 from collections.abc import Hashable
 from dataclasses import replace
 
-import numpy as np
-from PIL import Image
-
+from crossformer_mm.datasets.own.pictures import look_at_map
 from crossformer_mm.datasets.own.records import DataSetError, OwnDataset, Sample
 
 
@@ -37,8 +35,7 @@ def _classes_of(sample: Sample, task: str) -> set[Hashable]:
         return {sample.category}
     if task == "detection":
         return {shape.category for shape in sample.shapes} or {None}
-    with Image.open(sample.label_map) as label_map:
-        return set(np.unique(label_map).tolist())
+    return {*look_at_map(sample.label_map).counts}
 
 
 def _choose(shown: list[set[Hashable]], fraction: float, seed: int) -> set[int]:

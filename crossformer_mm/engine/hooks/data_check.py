@@ -23,13 +23,13 @@ from crossformer_mm.datasets.coco_annotations import (
     complete_annotations,
     some,
 )
+from crossformer_mm.datasets.own.pictures import ORIENTATION
 from crossformer_mm.datasets.paths import walk_datasets
 from crossformer_mm.utils.errors import DataError
 
 SAMPLES = 50  # of each data set are looked at
 MORE_SAMPLES = 1000  # where these look wrong
 HEAD = re.compile(r"(^|\.)(head|bbox_head|mask_head|decode_head|auxiliary_head)(\.\d+)?$")
-EXIF_ORIENTATION = 0x0112
 
 
 class DataCheckHook(Hook):
@@ -154,7 +154,7 @@ def _check_orientation(paths: list[str]) -> None:
     for path in paths:
         try:
             with Image.open(path) as image:
-                if image.getexif().get(EXIF_ORIENTATION, 1) != 1:
+                if image.getexif().get(ORIENTATION, 1) != 1:
                     turned.append(path)
         except OSError:  # not a local file, or none that Pillow knows: loading it will tell
             continue
