@@ -4,6 +4,8 @@ import copy
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import product
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from crossformer_mm.models import CrossFormer, GroupedAttention, choose_backend
-from crossformer_mm.models.attention import chunked, eager, sdpa
+from crossformer_mm.models.attention import chunked, eager, sdpa, triton
 from crossformer_mm.models.grouping import GroupPlan, plan_groups
 
 PLANS = {
@@ -119,6 +121,20 @@ def test_auto_takes_the_fastest_that_fits(size, long_distance, without_grad, wit
         with torch.set_grad_enabled(enabled):
             assert choose_backend("auto", x, plan, 3)[0] == expected
             assert choose_backend("auto", x.to("meta"), plan, 3)[0] == "eager"
+
+
+def test_auto_never_takes_triton(monkeypatch):
+    """No GPU has run its kernels yet."""
+    for answer in (None, "a reason"):  # whether the other backends can run or not
+        for backend in (sdpa, chunked):
+            monkeypatch.setattr(backend, "can_run", lambda *args, answer=answer: answer)
+        monkeypatch.setattr(triton, "can_run", lambda *args: pytest.fail("auto asks triton"))
+        for device, tokens in product(("cpu", "cuda"), (4, 4096)):
+            x = SimpleNamespace(device=torch.device(device), shape=torch.Size((1, tokens, 8, 96)))
+            plan = GroupPlan(tokens, 8, tokens, 8, 1)
+            for with_grad in (True, False):
+                with torch.set_grad_enabled(with_grad):
+                    assert choose_backend("auto", x, plan, 3)[0] in ("eager", "sdpa", "chunked")
 
 
 def test_a_backend_that_cannot_run_says_why():

@@ -1,6 +1,7 @@
 """The benchmark: order, ratios, memory, files and errors. No test asks how fast anything is."""
 
 import json
+from collections.abc import Callable
 from itertools import groupby
 
 import pytest
@@ -9,10 +10,12 @@ from conftest import CONFIGS, NANO_CONFIG, ROOT, SMALL_ARCH, tool_main
 from mmengine.config import Config
 from torch.nn.utils import parameters_to_vector
 
-from crossformer_mm.analysis import benchmark
-from crossformer_mm.analysis.benchmark import Result, format_table, measure
-from crossformer_mm.analysis.variants import SWIN, Case, Step, Variant
+from crossformer_mm.analysis import benchmark, correctness, flex
+from crossformer_mm.analysis.benchmark import Result, format_markdown, format_table, measure
+from crossformer_mm.analysis.variants import DTYPES, SWIN, Case, Step, Variant
 from crossformer_mm.models import ATTN_BACKENDS
+from crossformer_mm.models.attention import eager, sdpa
+from crossformer_mm.models.grouping import GroupPlan
 
 BENCHMARK = ROOT / "tools/benchmark.py"
 CLASSIFIER = CONFIGS / "classification/crossformer-nano_toy-imagenet.py"
@@ -118,12 +121,17 @@ def test_the_tool_prints_ratios_and_writes_json(tmp_path, capsys):
     assert "median ms" in heading and "vs eager" in heading
     assert [row.split()[0] for row in rows] == ["auto", "eager"]
     assert "1.00   1.00 - 1.00" in rows[1]
-    (file,) = (tmp_path / "out").iterdir()
+    file, table = sorted((tmp_path / "out").iterdir())
     report = json.loads(file.read_text())
     assert file.name == "benchmark.json" and "PyTorch" in report["env"]
     for result in report["results"]:
         assert len(result["rounds_ms"]) == 3 and result["problem"] is None
         assert result["peak_mb"] > 0
+    heading, _, *lines = table.read_text().splitlines()
+    assert table.name == "benchmark.md" and f"- PyTorch: {torch.__version__}" in lines
+    for line, row in zip(lines, rows, strict=False):  # the same cells in both
+        assert line.count("|") == heading.count("|")
+        assert line.replace("|", " ").split() == [*name.split(), *row.split()]
 
 
 def test_a_suite_is_measured_case_after_case(monkeypatch, tmp_path):
@@ -138,6 +146,90 @@ def test_a_suite_is_measured_case_after_case(monkeypatch, tmp_path):
     assert len(cases) == 6 and {case.device for case in cases} == {"cpu"}
     assert {case.variants for case in cases} == {(AUTO, EAGER, Variant("mmdet"))}
     assert len(json.loads((tmp_path / "benchmark.json").read_text())["results"]) == 18
+
+
+def test_what_failed_is_below_the_table_for_the_docs():
+    results = [Result(Case((), **TINY), AUTO, problem=problem) for problem in (None, "no memory")]
+    *table, _, note, failed = format_markdown(results, ["a GPU"]).splitlines()
+    assert len(table) == 4 and {line.count("|") for line in table} == {10}
+    assert note == "- a GPU" and failed == f"- {results[0].case}, auto (eager): no memory"
+
+
+@pytest.fixture
+def checks_on_cpu(monkeypatch) -> Callable:
+    """The comparison with the formula, on small maps and on the CPU whatever is asked for."""
+    check = correctness.check_attention
+    on_cpu = lambda names, device="cpu": check(names, "cpu")  # noqa: E731
+    plans = (GroupPlan(4, 4, 4, 4, 1), GroupPlan(9, 10, 4, 4, 2))
+    monkeypatch.setattr(correctness, "PLANS", plans)
+    monkeypatch.setattr(correctness, "check_attention", on_cpu)
+    return on_cpu
+
+
+def multiply_wrongly(monkeypatch, factor: float) -> None:
+    wrong = lambda *args: factor * eager.attend(*args)  # noqa: E731
+    monkeypatch.setattr(sdpa, "attend", wrong)
+
+
+def test_what_a_backend_computes_is_compared_with_the_formula(checks_on_cpu, monkeypatch):
+    right = checks_on_cpu(("sdpa", "chunked", "eager"))
+    assert [check.dtype for check in right] == [dtype for dtype in DTYPES for _ in range(3)]
+    assert all(check.verdict == "right" and check.error > 0 for check in right)
+    for name in ("triton", "flex"):
+        assert all("GPU" in check.verdict for check in checks_on_cpu([name]))
+    for factor in (1.1, float("nan")):
+        multiply_wrongly(monkeypatch, factor)
+        assert {check.verdict for check in checks_on_cpu(["sdpa"])} == {"wrong"}
+
+
+@pytest.fixture
+def as_if_on_a_gpu(monkeypatch, checks_on_cpu) -> list[Case]:
+    """The cases that would have been measured."""
+    cases = []
+
+    def note(case: Case, with_memory: bool) -> list[Result]:
+        cases.append(case)
+        return [Result(case, variant) for variant in case.variants]
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(benchmark, "measure", note)
+    env = {"GPU 0": "Some GPU", "PyTorch": "2", "GCC": "1"}
+    monkeypatch.setattr("crossformer_mm.utils.collect_env.collect_env", lambda: env)
+    return cases
+
+
+def test_the_suite_for_gpus_checks_first(as_if_on_a_gpu, tmp_path, capsys):
+    tool_main(BENCHMARK, "--suite", "gpu", "--out", tmp_path)
+    first, *_ = capsys.readouterr().out.splitlines()
+    assert first.startswith("sdpa fp32: error ") and first.endswith("e-07, right")
+    names = ["auto", "eager", "triton", "flex"]
+    for case in as_if_on_a_gpu:
+        assert list(dict.fromkeys(variant.name for variant in case.variants)) == names
+    text = (tmp_path / "benchmark.md").read_text()
+    assert f"\n\n- GPU 0: Some GPU\n- PyTorch: 2\n- {first}\n" in text
+
+
+def test_what_is_wrong_is_not_timed(as_if_on_a_gpu, monkeypatch):
+    multiply_wrongly(monkeypatch, 1.1)
+    with pytest.raises(SystemExit, match="^error: nothing was timed.*formula's: sdpa in fp32, "):
+        tool_main(BENCHMARK, "--suite", "gpu")
+    assert not as_if_on_a_gpu
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_attention_has_the_same_bias_and_groups(monkeypatch):
+    pytest.importorskip("torch.nn.attention.flex_attention")
+    torch.manual_seed(0)
+    for plan in (GroupPlan(8, 12, 4, 4, 1), GroupPlan(9, 10, 4, 3, 2)):  # the second one padded
+        qkv, table = torch.randn(2, *plan[:2], 96), torch.randn(7, 2 * plan.group_width - 1, 2)
+        found, expected = (module.attend(qkv, table, plan, 2) for module in (flex, eager))
+        torch.testing.assert_close(found, expected)
+        assert not torch.allclose(found, eager.attend(qkv, table.flip(0), plan, 2), atol=0.1)
+    monkeypatch.setattr(flex, "attend", eager.attend)
+    models = [Step(Case((), **TINY), variant).model for variant in (Variant("flex"), EAGER)]
+    with torch.no_grad():
+        found, expected = (model(torch.ones(1, 3, 48, 64)) for model in models)
+    torch.testing.assert_close(found, expected)
 
 
 def test_a_config_with_another_backbone_has_one_variant(capsys):
@@ -162,6 +254,7 @@ def test_a_config_with_another_backbone_has_one_variant(capsys):
         (f"--out {__file__}", "--out.*must be a folder"),
         ("--device cuda", "--device cuda: no GPU"),
         ("--suite gpu", "--device cuda: no GPU"),
+        ("--attn-backend flex", "--attn-backend flex needs a GPU"),
         ("--against timm", "--against timm: timm is not installed"),
     ],
 )

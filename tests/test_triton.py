@@ -7,10 +7,13 @@ tests with a GPU.
 """
 
 import json
+import re
 import sys
 import traceback
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
+from types import SimpleNamespace
 from typing import NamedTuple
 from unittest.mock import patch
 
@@ -25,6 +28,15 @@ from crossformer_mm.models.grouping import GroupPlan
 has_operator = hasattr(torch.library, "custom_op") and find_spec("triton") is not None
 can_interpret = pytest.mark.skipif(not has_operator, reason="needs Triton and torch 2.4 or later")
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 1e-2}
+# Shared memory that a block may have on each chip, by compute capability
+SHARED_KB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
+# Bytes of registers, per thread, that Triton 3.6 stores in memory, where there are any
+MOST_SPILLED = {
+    ("_backward_kernel", 80, 32, torch.float32): 16,
+    ("_backward_kernel", 80, 64, torch.float32): 20,
+}
+SPILLS = re.compile(r"properties for (\w+)\s.* stack frame, (\d+) bytes spill stores")
+TENSOR_CORES = re.compile(r"\b(?:mma\.sync|wgmma|tcgen05\.mma)\.\S+?\.(f32\.\S+)")
 
 
 class Case(NamedTuple):
@@ -184,29 +196,60 @@ def test_interpreted(interpreted, check):
     assert interpreted[check] == ""
 
 
-@can_interpret
-def test_kernels_compile_without_a_gpu(monkeypatch, tmp_path):
-    """The interpreter lets pass what the compiler refuses, such as loop variables of two types."""
-    compiler = pytest.importorskip(
-        "triton", "3.6", reason="needs the compiler of Triton 3.6 or later"
-    )
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
+@pytest.fixture
+def compile_for(monkeypatch, tmp_path, capsys) -> Callable:
+    """Compile for a chip what the launchers would run on it, from tensors on the CPU.
 
-    from crossformer_mm.models.attention import triton_kernels
+    So types, alignment and options of the compiler are those of a launch, not another list of them.
+    """
+    pytest.importorskip("triton", "3.6", reason="needs the compiler of Triton 3.6 or later")
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime import driver, jit
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    types = dict.fromkeys(("grad_output", "qkv", "output", "grad_qkv"), "*bf16")
-    types.update(dict.fromkeys(triton_kernels.SIZES, "i32"))
-    types["members"] = "*i64"
-    values = dict(HEAD_DIM=16, BLOCK=32)
-    types.update(dict.fromkeys(values, "constexpr"))
-    kernels = [v for k, v in vars(triton_kernels).items() if k.endswith("_kernel")]
-    assert len(kernels) == 3
-    for kernel in kernels:
-        signature = {name: types.get(name, "*fp32") for name in kernel.arg_names}
-        constants = {name: values[name] for name in kernel.arg_names if name in values}
-        compiler.compile(ASTSource(kernel, signature, constants), GPUTarget("cuda", 80, 32))
+    monkeypatch.setenv("TRITON_DUMP_PTXAS_LOG", "1")  # the one place that tells of spills
+    launch, kernels = jit.JITFunction.run, {}
+
+    def compile_only(kernel, *args, warmup, **kwargs):
+        compiled = launch(kernel, *args, warmup=True, **kwargs)
+        kernels.setdefault(compiled.name, set()).add(compiled)
+
+    def compile_for(chip: int, cases: Sequence[Case]) -> tuple[dict[str, set], dict[str, int]]:
+        gpu = SimpleNamespace(
+            get_current_device=lambda: tmp_path,  # a new one: nothing is compiled for it yet
+            get_current_stream=lambda device: 0,
+            get_current_target=lambda: GPUTarget("cuda", chip, 32),
+        )
+        monkeypatch.setattr(driver, "_active", gpu)
+        monkeypatch.setattr(jit.JITFunction, "run", compile_only)
+        for case in cases:
+            differentiate(triton.attend, case, *inputs_of(case, "cpu"))
+        return kernels, {name: int(n) for name, n in SPILLS.findall(capsys.readouterr().out)}
+
+    return compile_for
+
+
+@can_interpret
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize(("chip", "head_dim"), [*((c, 32) for c in SHARED_KB), (80, 16), (80, 64)])
+def test_kernels_compile_without_a_gpu(compile_for, chip, head_dim, dtype):
+    """They take the tensor cores in half precision, and fit into a chip's registers and memory."""
+    # Of the sizes on which Triton may specialise, some are 1 and some are multiples of 16.
+    even = Case(1, GroupPlan(8, 8, 4, 4, 2), 16, head_dim, dtype)
+    odd = Case(1, GroupPlan(3, 3, 3, 3, 1), 1, head_dim, dtype)
+    kernels, spills = compile_for(chip, [even, odd])
+    assert sorted(kernels) == ["_backward_kernel", "_forward_kernel", "_grad_bias_kernel"]
+    for name, compiled in kernels.items():
+        (kernel,) = compiled  # one for all sizes
+        assert kernel.metadata.shared <= SHARED_KB[chip] * 1024
+        assert spills[name] <= MOST_SPILLED.get((name, chip, head_dim, dtype), 0), name
+        products = re.findall(r" = tt\.dot .* -> tensor<\w+, (#\w+)>", kernel.asm["ttgir"])
+        found = set(TENSOR_CORES.findall(kernel.asm["ptx"]))
+        if dtype == torch.float32:
+            assert products and not found, name  # not rounded to TF32
+        else:
+            short = {torch.float16: "f16", torch.bfloat16: "bf16"}[dtype]
+            assert set(products) == {"#mma"} and found == {f"f32.{short}.{short}.f32"}, name
 
 
 @can_interpret

@@ -7,6 +7,7 @@ above what is held between steps.
 
 import json
 import logging
+import re
 from argparse import Namespace
 from collections.abc import Sequence
 from copy import copy
@@ -14,11 +15,12 @@ from pathlib import Path
 
 import torch
 
-from crossformer_mm.analysis.benchmark import format_table, measure
+from crossformer_mm.analysis.benchmark import format_markdown, format_table, measure
+from crossformer_mm.analysis.correctness import Check, check_attention
 from crossformer_mm.analysis.flops import DEFAULT_SHAPES
-from crossformer_mm.analysis.variants import DTYPES, RUNS, SWIN, Case, Variant
+from crossformer_mm.analysis.variants import ATTENTION, DTYPES, RUNS, SWIN, Case, Variant
 from crossformer_mm.engine.config import add_cfg_options, choose_shape, load_model_config, type_name
-from crossformer_mm.models import ATTN_BACKENDS, LDA_MODES, CrossFormer
+from crossformer_mm.models import LDA_MODES, CrossFormer
 from crossformer_mm.models.architectures import ARCH_ZOO
 from crossformer_mm.utils.cli import OneLineParser, errors_in_one_line, fail, run
 from crossformer_mm.utils.collect_env import collect_env
@@ -41,6 +43,7 @@ SUITES = {
 --device cuda --dtype bf16 --mode train --batch 128 --run eager compile
 --device cuda --dtype bf16 --mode train --batch 2 --shape 800 1280 --run eager compile""",
 }
+KERNELS = ("sdpa", "triton", "flex")  # checked before a GPU's times
 
 
 def parse_args(argv: Sequence[str] | None, args: Namespace | None = None) -> Namespace:
@@ -52,7 +55,7 @@ def parse_args(argv: Sequence[str] | None, args: Namespace | None = None) -> Nam
     add("--with-cp", action="store_true", help="compute blocks again in the backward pass")
     add("--config", help="measure the whole model of this config instead, without weights")
     add_cfg_options(parser)
-    add("--attn-backend", nargs="+", choices=ATTN_BACKENDS, help="auto and eager if not set")
+    add("--attn-backend", nargs="+", choices=ATTENTION, help="auto and eager if not set")
     add("--against", nargs="+", choices=SWIN, default=[], help="libraries' Swin-T")
     add("--run", nargs="+", choices=RUNS, default=["eager"], help="compile: with torch.compile")
     add("--shape", type=int, nargs="+", metavar="SIDE", help="height and width, or one for both")
@@ -64,7 +67,7 @@ def parse_args(argv: Sequence[str] | None, args: Namespace | None = None) -> Nam
     add("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     add("--no-memory", action="store_true", help="measure time only")
     add("--suite", choices=SUITES, help="measure a list of cases; other options hold for all")
-    add("--out", metavar="DIR", help="write benchmark.json there: results and environment")
+    add("--out", metavar="DIR", help="write benchmark.json and .md: results and environment")
     return parser.parse_args(argv, args)
 
 
@@ -72,7 +75,8 @@ def make_case(args: Namespace) -> Case:
     """Put a case together from the options; what does not fit ends the program with one line."""
     options = vars(args)
     backbone = {k: options[k] for k in ("arch", "lda_mode", "with_cp") if options[k]}
-    backends, cfg, shape = args.attn_backend or ["auto", "eager"], None, args.shape or (224, 224)
+    default = ["auto", "eager", *(KERNELS[1:] if args.suite == "gpu" else ())]
+    backends, cfg, shape = args.attn_backend or default, None, args.shape or (224, 224)
     if args.config is not None:
         for name in [name for name in (*backbone, "against") if options[name]]:
             fail(f"--{name.replace('_', '-')} is for a backbone: with --config use --cfg-options")
@@ -92,6 +96,16 @@ def make_case(args: Namespace) -> Case:
         return Case(tuple(dict.fromkeys(variants)), backbone, cfg, shape=shape, **same)
 
 
+def check_first() -> list[Check]:
+    """Compare the kernels with the formula; a wrong one ends the program with one line."""
+    checks = check_attention(KERNELS, "cuda")
+    print(*checks, sep="\n", end="\n\n", flush=True)
+    wrong = [f"{check.name} in {check.dtype}" for check in checks if check.verdict == "wrong"]
+    if wrong:
+        fail(f"nothing was timed, since results are not the formula's: {', '.join(wrong)}")
+    return checks
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure one case, or those of a suite one after another."""
     args = parse_args(argv)
@@ -101,14 +115,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     except OSError as error:
         fail(f"--out {args.out} must be a folder that can be written to: {error.strerror}")
     lines = SUITES[args.suite].splitlines() if args.suite else [""]
-    results = []
-    for case in [make_case(parse_args(line.split(), copy(args))) for line in lines]:
+    results, cases = [], [make_case(parse_args(line.split(), copy(args))) for line in lines]
+    checks = check_first() if args.suite == "gpu" else []
+    for case in cases:
         results += measure(case, with_memory=not args.no_memory)
         print(format_table(results[-len(case.variants) :]), end="\n\n", flush=True)
         if args.out is not None:
             report = dict(env=collect_env(), results=[result.as_dict() for result in results])
-            with atomic_write(Path(args.out) / "benchmark.json") as temporary:
-                temporary.write_text(json.dumps(report, indent=1, default=str) + "\n")
+            named = re.compile("GPU |PyTorch$|Triton$").match
+            notes = [f"{name}: {value}" for name, value in report["env"].items() if named(name)]
+            files = {
+                "benchmark.json": json.dumps(report, indent=1, default=str) + "\n",
+                "benchmark.md": format_markdown(results, notes + checks),
+            }
+            for name, text in files.items():
+                with atomic_write(Path(args.out) / name) as temporary:
+                    temporary.write_text(text)
     failed = sum(result.problem is not None for result in results)
     if failed:
         fail(f"{failed} of {len(results)} variants failed; the lines above say why")

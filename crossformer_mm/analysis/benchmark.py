@@ -22,6 +22,10 @@ from crossformer_mm.utils.errors import one_line
 BASELINE = "eager"
 ROUND_SECONDS = 0.05  # a faster step runs several times in a round
 MEGABYTE = 2**20
+COLUMNS = (
+    *("variant", "run", "median ms", "quartiles"),
+    *("images/s", "vs eager", "quartiles", "peak MB"),
+)
 
 
 @dataclass
@@ -157,17 +161,30 @@ def format_table(results: Sequence[Result]) -> str:
     """The results of one case as aligned columns below its name, then what failed."""
     width = max(len("variant"), *(len(result.variant.name) for result in results))
     row = f"{{:<{width}}} {{:<7}} {{:>10}} {{:>19}} {{:>9}} {{:>9}} {{:>13}} {{:>8}}".format
-    names = "variant,run,median ms,quartiles,images/s,vs eager,quartiles,peak MB"
-    lines = [str(results[0].case), row(*names.split(","))]
-    for result in results:
-        found = result.as_dict()
-        speed, peak = _cells(found["images_per_s"], found["peak_mb"])
-        times, ratios = (_cells(*(found[key] or [None] * 3)) for key in ("ms", "ratio_to_eager"))
-        spreads = [f"{low} - {high}" if low != "-" else "-" for low, _, high in (times, ratios)]
-        cells = (times[1], spreads[0], speed, ratios[1], spreads[1], peak)
-        lines.append(row(*result.variant, *cells))
-    failed = [result for result in results if result.problem]
-    return "\n".join(lines + [f"{r.variant.name} ({r.variant.run}): {r.problem}" for r in failed])
+    lines = [str(results[0].case), row(*COLUMNS)]
+    lines += [row(*_row(result)) for result in results]
+    return "\n".join(lines + [_problem(result) for result in results if result.problem])
+
+
+def format_markdown(results: Sequence[Result], notes: Sequence[object] = ()) -> str:
+    """The results of all cases as a table for the documentation; then notes, and what failed."""
+    rows = [["case", *COLUMNS], ["---"] * (1 + len(COLUMNS))]
+    rows += [[str(result.case), *_row(result)] for result in results]
+    notes = [*notes, *[f"{r.case}, {_problem(r)}" for r in results if r.problem]]
+    lines = [f"| {' | '.join(row)} |" for row in rows] + ["", *[f"- {note}" for note in notes]]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _row(result: Result) -> list[str]:
+    found = result.as_dict()
+    speed, peak = _cells(found["images_per_s"], found["peak_mb"])
+    times, ratios = (_cells(*(found[key] or [None] * 3)) for key in ("ms", "ratio_to_eager"))
+    spreads = [f"{low} - {high}" if low != "-" else "-" for low, _, high in (times, ratios)]
+    return [*result.variant, times[1], spreads[0], speed, ratios[1], spreads[1], peak]
+
+
+def _problem(result: Result) -> str:
+    return f"{result.variant.name} ({result.variant.run}): {result.problem}"
 
 
 def _cells(*values: float | None) -> list[str]:

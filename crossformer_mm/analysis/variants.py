@@ -14,10 +14,12 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.utils import get_object_from_string, import_modules_from_strings
 from torch import nn
 
+from crossformer_mm.analysis.flex import use_flex
 from crossformer_mm.models import ATTN_BACKENDS, CrossFormer
 from crossformer_mm.models.build import build_model, image_channels
 
 RUNS = ("eager", "compile")
+ATTENTION = (*ATTN_BACKENDS, "flex")
 SWIN = {  # of each library, the arguments of its Swin-T
     "mmdet": {},
     "mmpretrain": dict(arch="tiny", out_indices=(0, 1, 2, 3), pad_small_map=True),
@@ -33,8 +35,9 @@ FUSED_ADAMW = hasattr(torch.library, "custom_op") or None
 class Variant(NamedTuple):
     """What is compared.
 
-    ``name`` is an attention backend of CrossFormer, a library (its Swin-T), or the type of another
-    backbone in a config. ``run`` is ``'eager'`` or ``'compile'``: the backbone by torch.compile.
+    ``name`` is an attention backend of CrossFormer, ``'flex'`` (PyTorch's FlexAttention in it), a
+    library (its Swin-T), or the type of another backbone in a config. ``run`` is ``'eager'`` or
+    ``'compile'``: the backbone by torch.compile.
     """
 
     name: str
@@ -83,6 +86,8 @@ class Case:
             raise ValueError("--dtype fp16 needs a GPU: on a CPU choose fp32 or bf16")
         if self.cfg is not None and self.mode == "train":
             raise ValueError("--mode train is for a backbone: give --arch instead of --config")
+        if self.device == "cpu" and "flex" in dict(self.variants):
+            raise ValueError("--attn-backend flex needs a GPU: on a CPU it is not fused")
         for name in SWIN:
             if name in dict(self.variants) and find_spec(name) is None:
                 raise ValueError(f"--against {name}: {name} is not installed")
@@ -143,6 +148,8 @@ class Step:
 
 
 def _build_variant(case: Case, variant: Variant) -> nn.Module:
+    if variant.name == "flex":
+        return use_flex(_build_variant(case, Variant("eager")))
     if case.cfg is not None:
         cfg = deepcopy(case.cfg)
         if cfg.get("custom_imports"):  # a child process has not read the config file
