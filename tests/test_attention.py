@@ -208,17 +208,19 @@ def test_transforms_of_torch_func(model, image):
     torch.testing.assert_close(tangent, expected, rtol=1e-4, atol=1e-7)
 
 
-def test_values_and_gradients_under_autocast(image):
+@pytest.mark.parametrize("cast", [False, True], ids=["autocast", "to"])
+def test_values_and_gradients_in_bfloat16(image, cast):
     torch.manual_seed(0)
-    model, image = CrossFormer(ARCH), image.float()
+    model = CrossFormer(ARCH)
 
     def run(backend: str, half: bool) -> tuple[Tensor, Tensor]:
-        use(model, backend).zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            maps = model(image)
-            sum(m.square().mean() for m in maps).backward()
-        grads = [p.grad for p in model.parameters()]
-        return tuple(torch.cat([x.flatten() for x in several]) for several in (maps, grads))
+        dtype = torch.bfloat16 if half and cast else torch.float
+        used = use(copy.deepcopy(model), backend).to(dtype)
+        with torch.autocast("cpu", torch.bfloat16, enabled=half and not cast):
+            maps = used(image.to(dtype))
+            sum(m.float().square().mean() for m in maps).backward()
+        grads = [p.grad for p in used.parameters()]
+        return tuple(torch.cat([x.flatten().float() for x in some]) for some in (maps, grads))
 
     exact = run("eager", half=False)
     runs = [run(backend, half=True) for backend in ("eager", "auto", "sdpa", "chunked")]

@@ -10,6 +10,7 @@ import torch
 from mmengine.config import Config, ConfigDict, DictAction
 
 from crossformer_mm.datasets.paths import move_paths
+from crossformer_mm.engine.amp import has_bf16
 from crossformer_mm.models.crossformer import MIN_IMAGE_SIZE
 from crossformer_mm.utils.cli import fail
 from crossformer_mm.utils.requirements import HOW_TO_INSTALL
@@ -40,7 +41,8 @@ def add_cfg_options(parser: ArgumentParser) -> None:
 def add_common_arguments(parser: ArgumentParser) -> None:
     """Add what training and testing both take."""
     add_config_arguments(parser)
-    parser.add_argument("--amp", action="store_true", help="automatic mixed precision (GPU)")
+    amp = "mixed precision: bfloat16 on a CPU that has it"
+    parser.add_argument("--amp", action="store_true", help=amp)
     parser.add_argument("--work-dir", help="folder for logs, metrics and checkpoints")
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
     parser.add_argument("--local_rank", "--local-rank", type=int, help=SUPPRESS)
@@ -100,9 +102,9 @@ def check_device(name: str) -> torch.device:
 
 
 def check_amp() -> None:
-    """Fail if there is no GPU: mmengine's optimizer wrapper and mmcv's operators need one."""
-    if not torch.cuda.is_available():
-        fail("--amp needs a GPU, and none was found")
+    """Fail if neither a GPU nor the processor computes in half precision."""
+    if not torch.cuda.is_available() and not has_bf16():
+        fail("--amp needs a GPU or a processor with instructions for bfloat16: none was found")
 
 
 def require(cfg: ConfigDict, keys: tuple[str, ...], option: str) -> None:

@@ -1,4 +1,4 @@
-"""Several processes, on GPUs or without any: joining them, and what cannot run on a CPU."""
+"""Several processes, on GPUs or without any: joining them."""
 
 import os
 import re
@@ -6,7 +6,6 @@ import re
 import torch
 from mmengine.config import Config
 
-from crossformer_mm.engine.config import type_name
 from crossformer_mm.utils.cli import fail
 
 # The numbers of a process, among all and on its machine; the scripts, and what they start it with.
@@ -42,17 +41,6 @@ def init_dist(cfg: Config, launcher: str) -> None:
     wrapper["find_unused_parameters"] = cfg.get("find_unused_parameters", False)
     cfg.model_wrapper_cfg = {**wrapper, **cfg.get("model_wrapper_cfg", {}), "device_ids": None}
     cfg.launcher = "pytorch"
-
-
-def without_amp(cfg: Config) -> bool:
-    """Replace mixed precision, which needs a GPU, by float32; say whether there was any."""
-    wrapper = cfg.get("optim_wrapper") or {}
-    if type_name(wrapper) != "AmpOptimWrapper":
-        return False
-    wrapper["type"] = "OptimWrapper"
-    wrapper.pop("loss_scale", None)
-    wrapper.pop("dtype", None)
-    return True
 
 
 def _check_launched(launcher: str) -> None:

@@ -8,6 +8,7 @@ from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.logging import print_log
 from mmengine.model import revert_sync_batchnorm
+from mmengine.optim import BaseOptimWrapper, OptimWrapper
 from mmengine.registry import DATASETS
 from mmengine.runner import Runner
 from torch import nn
@@ -16,7 +17,9 @@ from torch.utils.data import DataLoader, Dataset
 from crossformer_mm.datasets.checked_pipeline import CheckedCompose
 from crossformer_mm.datasets.coco_annotations import check_while_reading
 from crossformer_mm.datasets.paths import walk_datasets
-from crossformer_mm.engine.dist import init_dist, without_amp
+from crossformer_mm.engine.amp import CPUAmpOptimWrapper, keep_float32
+from crossformer_mm.engine.config import type_name
+from crossformer_mm.engine.dist import init_dist
 from crossformer_mm.engine.hooks.checkpoint_match import CheckpointMatchHook
 from crossformer_mm.engine.hooks.data_check import DataCheckHook
 from crossformer_mm.engine.hooks.loss_check import LossCheckHook
@@ -61,7 +64,16 @@ class CheckedRunner(Runner):
         if self.distributed and not torch.cuda.is_available():
             print_log("BN replaces SyncBN, if there is any: each process has its own statistics")
             model = revert_sync_batchnorm(model)
+        if not torch.cuda.is_available():
+            keep_float32(model)
         return super().wrap_model(model_wrapper_cfg, model)
+
+    def build_optim_wrapper(self, optim_wrapper: OptimWrapper | dict) -> BaseOptimWrapper:
+        """Build as mmengine does, whose wrapper for mixed precision refuses a CPU."""
+        is_amp = isinstance(optim_wrapper, Mapping) and "AmpOptim" in type_name(optim_wrapper)
+        if is_amp and not torch.cuda.is_available():
+            optim_wrapper = {**optim_wrapper, "type": CPUAmpOptimWrapper}
+        return super().build_optim_wrapper(optim_wrapper)
 
 
 def build_runner(cfg: Config, launcher: str, all_weights_needed: bool) -> Runner:
@@ -72,7 +84,6 @@ def build_runner(cfg: Config, launcher: str, all_weights_needed: bool) -> Runner
     :func:`init_dist`, ``all_weights_needed`` that of :class:`CheckpointMatchHook`.
     """
     init_dist(cfg, launcher)
-    amp_replaced = not torch.cuda.is_available() and without_amp(cfg)
     runner = CheckedRunner.from_cfg(cfg)
     runner.register_hook(CheckpointMatchHook(all_weights_needed, cfg.get("resume", False)))
     runner.register_hook(WholeCheckpointsHook())
@@ -83,8 +94,6 @@ def build_runner(cfg: Config, launcher: str, all_weights_needed: bool) -> Runner
         runner.register_hook(LossCheckHook())
     gpu = torch.cuda.is_available() and torch.cuda.get_device_name()
     runner.logger.info(f"Running {runner.world_size} process(es) on {gpu or 'CPU: no GPU found'}")
-    if amp_replaced:
-        runner.logger.warning("Training in float32: the config's mixed precision needs a GPU")
     return runner
 
 
