@@ -57,8 +57,11 @@ def family(name: str) -> list[str]:
     return [stack["mmcv"], *stack["libraries"], *numpy]
 
 
-# What tools/export.py writes and checks ONNX files with.
-EXPORT = ["onnx>=1.18", "onnxruntime>=1.20", "onnxscript>=0.5"]
+# What tools/export.py writes and checks files with: ONNX, OpenVINO, and quantised by NNCF.
+EXPORT = [
+    *("onnx>=1.18", "onnxruntime>=1.20", "onnxscript>=0.5"),
+    *("openvino>=2025.0", "nncf>=2.16"),
+]
 
 setup(
     name="crossformer_mm",

@@ -10,12 +10,16 @@ from conftest import CONFIGS, NANO_CONFIG, ROOT, SMALL_ARCH, tool_main
 from mmengine.config import Config
 from torch.nn.utils import parameters_to_vector
 
-from crossformer_mm.analysis import benchmark, correctness, flex
+from crossformer_mm.analysis import benchmark, correctness, flex, floor
 from crossformer_mm.analysis.benchmark import Result, format_markdown, format_table, measure
-from crossformer_mm.analysis.variants import DTYPES, SWIN, Case, Step, Variant
+from crossformer_mm.analysis.variants import DEPLOYED, DTYPES, SWIN, Case, Step, Variant
+from crossformer_mm.deploy import onnx
+from crossformer_mm.engine.config import find_preprocessor, load_config
 from crossformer_mm.models import ATTN_BACKENDS
 from crossformer_mm.models.attention import eager, sdpa
 from crossformer_mm.models.grouping import GroupPlan
+from crossformer_mm.utils import collect_env
+from crossformer_mm.utils.errors import ExportError
 
 BENCHMARK = ROOT / "tools/benchmark.py"
 CLASSIFIER = CONFIGS / "classification/crossformer-nano_toy-imagenet.py"
@@ -26,6 +30,7 @@ WHOLE_MODELS = (
     CONFIGS / "segmentation/upernet_crossformer-nano_toy-ade.py",
 )
 AUTO, EAGER = Variant("auto"), Variant("eager")
+BACKBONES = ("auto", "eager", "mmdet")
 TINY = dict(backbone=dict(arch=SMALL_ARCH), shape=(48, 64), repeat=2)
 
 
@@ -60,12 +65,14 @@ def test_a_variant_that_fails_is_named_and_does_not_stop_the_others():
     assert triton.problem in format_table([triton, eager]).splitlines()[-1]
 
 
-def test_ratios_compare_what_is_run_in_the_same_way(compiled):
-    variants = [Variant(name, run) for run in ("eager", "compile") for name in ("auto", "eager")]
+def test_ratios_compare_with_the_eager_backend_as_pytorch_runs_it(compiled, monkeypatch):
+    monkeypatch.setattr(benchmark, "has_bf16", lambda: True)
+    runs = ("eager", "compile", "bf16")
+    variants = [Variant(name, run) for run in runs for name in ("auto", "eager")]
     results = {r.variant: r for r in measure(Case(tuple(variants), **TINY), with_memory=False)}
     assert len(compiled) == 2
-    for variant, result in results.items():
-        pairs = zip(results[Variant("eager", variant.run)].rounds, result.rounds, strict=True)
+    for result in results.values():
+        pairs = zip(results[EAGER].rounds, result.rounds, strict=True)
         assert result.ratios == [a.median / b.median for a, b in pairs]
         row = result.as_dict()
         low, median, high = row["ms"]
@@ -92,9 +99,89 @@ def test_a_step_trains_or_leaves_the_weights_alone(mode, dtype):
 def test_steps_of_whole_models_with_any_number_of_channels(compiled, config):
     cfg = Config.fromfile(config)
     cfg.model.backbone.in_channels = 4
+    settings = find_preprocessor(cfg)
+    settings.update(mean=None, std=None, **{name: False for name in settings if "to_rgb" in name})
     step = Step(Case((), cfg=cfg, shape=(64, 64), batch=2), Variant("sdpa", "compile"))
-    step()
-    assert compiled == ["CrossFormer"] and step.inputs[0].shape == (2, 4, 64, 64)
+    found = step()  # images in, predictions out
+    assert (
+        compiled == ["CrossFormer"]
+        and [x.shape for x in step.inputs["inputs"]] == [(4, 64, 64)] * 2
+    )
+    predicted = {"mmdet": "pred_instances", "mmseg": "pred_sem_seg", "mmpretrain": "pred_score"}
+    assert all(predicted[cfg.default_scope] in sample for sample in found)
+
+
+@pytest.mark.parametrize("config", WHOLE_MODELS[1:3], ids=lambda config: config.stem)
+def test_detectors_in_bf16(config):
+    case = Case((), cfg=Config.fromfile(config), shape=(64, 64))
+    assert benchmark.count_boxes(Step(case, Variant("auto", "bf16"))()) is not None
+
+
+@pytest.fixture
+def exporting():
+    """Skips where exported models cannot be written or run."""
+    try:
+        onnx.check_installed("openvino", "nncf")
+    except ExportError as missing:
+        pytest.skip(str(missing))
+
+
+def test_exported_backbones_are_timed_beside_pytorch(exporting):
+    arch = dict(SMALL_ARCH, depths=(1, 1, 1, 1))
+    runs = ("onnxruntime", "openvino", "openvino-int8")
+    variants = (EAGER, *[Variant("CrossFormer", run) for run in runs])
+    results = measure(Case(variants, **dict(TINY, backbone=dict(arch=arch))))
+    for result in results:
+        assert result.problem is None and len(result.ratios) == 2, result.problem
+        assert (result.peak_mb is None) == (result.variant.run in DEPLOYED)
+
+
+def test_an_exported_detector_finds_what_pytorch_finds(exporting):
+    options = {"model.test_cfg.score_thr": 0.6}  # random weights are sure of nothing
+    cfg, variants = (
+        load_config(str(NANO_CONFIG), options),
+        (AUTO, Variant("CrossFormer", "openvino")),
+    )
+    results = measure(Case(variants, cfg=cfg, shape=(64, 64), repeat=1), with_memory=False)
+    assert [result.problem for result in results] == [None, None]
+    assert results[0].boxes == results[1].boxes > 0
+    (line,) = benchmark.describe_boxes(results)
+    assert line == "boxes found: auto eager {0}, CrossFormer openvino {0}".format(results[0].boxes)
+
+
+def test_bf16_needs_a_processor_that_has_it(monkeypatch):
+    monkeypatch.setattr(benchmark, "has_bf16", lambda: False)
+    eager, half = measure(Case((EAGER, Variant("eager", "bf16")), **TINY), with_memory=False)
+    assert eager.problem is None and "no instructions for bfloat16" in half.problem
+
+
+def test_the_floor_is_work_over_speed(monkeypatch):
+    products, values = floor.count(Case((), batch=2))
+    assert values == 2 * 22 * (602_112 + 301_056 + 451_584 + 75_264)
+    assert products / 2e9 == pytest.approx(4.9, abs=0.05)
+    _, values = floor.count(Case((), backbone=dict(arch=SMALL_ARCH), shape=(33, 64)))
+    assert values == 22 * (9 * 16 * 16 + 5 * 8 * 32 + 2 * 3 * 4 * 64 + 2 * 2 * 128)
+    monkeypatch.setattr(floor, "count", lambda case: (5 * 10**9, 10**7))
+    rates = (dict(fp32=100e9, bf16=400e9), 20e9)
+    monkeypatch.setattr(floor, "measure_rates", lambda threads: rates)
+    assert floor.describe(Case(())) == [
+        "floor of CrossFormer, 10.0 GFLOP: "
+        "fp32 100.0 ms at 100 GFLOP/s, 2.0 ms for 40 MB at 20.0 GB/s; "
+        "bf16 25.0 ms at 400 GFLOP/s, 1.0 ms for 20 MB at 20.0 GB/s"
+    ]
+    assert floor.describe(Case((), mode="train")) == []
+
+
+def test_the_speed_of_products_and_copies(monkeypatch):
+    monkeypatch.setattr(floor, "SIDE", 32)
+    monkeypatch.setattr(floor, "COPIED", 4096)
+    operations, bandwidth = floor.measure_rates.__wrapped__(1)
+    assert bandwidth > 0 and "fp32" in operations and min(operations.values()) > 0
+
+
+def test_the_processor_is_named(monkeypatch):
+    monkeypatch.setattr(collect_env, "FEATURES", ("no_such_feature",))
+    assert collect_env.describe_processor().endswith(" ()")
 
 
 def test_all_backends_get_the_same_weights():
@@ -108,7 +195,7 @@ def test_swin_of_the_libraries(library):
     pytest.importorskip(library)
     step = Step(Case((), shape=(64, 96)), Variant(library))
     with torch.no_grad():
-        maps = step.model(*step.inputs)
+        maps = step.model(step.inputs)
     assert [m.numel() for m in maps] == [16 * 24 * 96 // 2**stage for stage in range(4)]
     step(step.make_inputs((32, 32), 1))
 
@@ -116,7 +203,9 @@ def test_swin_of_the_libraries(library):
 def test_the_tool_prints_ratios_and_writes_json(tmp_path, capsys):
     options = ("--shape", 32, 48, "--batch", 2, "--repeat", 3, "--device", "cpu", "--threads", 1)
     tool_main(BENCHMARK, "--config", CLASSIFIER, *options, "--out", tmp_path / "out")
-    name, heading, *rows = capsys.readouterr().out.strip().splitlines()
+    head, printed = capsys.readouterr().out.strip().split("\n\n")
+    name, heading, *rows = printed.splitlines()
+    assert head.startswith("PyTorch: ") and "\nProcessor: " in head
     assert name.startswith("crossformer-nano_toy-imagenet 32x48 b2 inference fp32 cpu threads=1")
     assert "median ms" in heading and "vs eager" in heading
     assert [row.split()[0] for row in rows] == ["auto", "eager"]
@@ -129,12 +218,15 @@ def test_the_tool_prints_ratios_and_writes_json(tmp_path, capsys):
         assert result["peak_mb"] > 0
     heading, _, *lines = table.read_text().splitlines()
     assert table.name == "benchmark.md" and f"- PyTorch: {torch.__version__}" in lines
+    assert [f"- {line}" for line in head.splitlines()] == lines[-len(head.splitlines()) :]
     for line, row in zip(lines, rows, strict=False):  # the same cells in both
         assert line.count("|") == heading.count("|")
         assert line.replace("|", " ").split() == [*name.split(), *row.split()]
 
 
-def test_a_suite_is_measured_case_after_case(monkeypatch, tmp_path):
+@pytest.fixture
+def not_measured(monkeypatch) -> list[Case]:
+    """The cases that would have been measured."""
     cases = []
 
     def note(case: Case, with_memory: bool) -> list[Result]:
@@ -142,10 +234,37 @@ def test_a_suite_is_measured_case_after_case(monkeypatch, tmp_path):
         return [Result(case, variant) for variant in case.variants]
 
     monkeypatch.setattr(benchmark, "measure", note)
-    tool_main(BENCHMARK, "--suite", "cpu", "--against", "mmdet", "--out", tmp_path)
-    assert len(cases) == 6 and {case.device for case in cases} == {"cpu"}
-    assert {case.variants for case in cases} == {(AUTO, EAGER, Variant("mmdet"))}
-    assert len(json.loads((tmp_path / "benchmark.json").read_text())["results"]) == 18
+    monkeypatch.setattr(floor, "describe", lambda case: ["the floor"] * (case.mode == "inference"))
+    monkeypatch.setattr(onnx, "check_installed", lambda *more: None)
+    return cases
+
+
+def test_a_suite_is_measured_case_after_case(not_measured, tmp_path):
+    tool_main(BENCHMARK, "--suite", "cpu", "--out", tmp_path)
+    assert len(not_measured) == 5 and {case.device for case in not_measured} == {"cpu"}
+    for case in not_measured[:2]:
+        in_pytorch = [Variant(name, run) for run in ("eager", "bf16") for name in BACKBONES]
+        exported = [Variant(name, run) for name in ("CrossFormer", "mmdet") for run in DEPLOYED]
+        assert case.variants == (*in_pytorch, *exported)
+    assert {case.variants for case in not_measured[2:]} == {(AUTO, EAGER)}
+    assert len(json.loads((tmp_path / "benchmark.json").read_text())["results"]) == 34
+    assert (tmp_path / "benchmark.md").read_text().count(", the floor\n") == 2
+
+
+def test_whole_detectors_are_one_table(not_measured, monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    tool_main(BENCHMARK, "--suite", "detectors", "--out", tmp_path)
+    assert len({str(case) for case in not_measured}) == len(not_measured) == 6
+    names = [case.variants[0].name for case in not_measured]
+    assert names == ["auto", "auto", "SwinTransformer"] * 2
+    for case in not_measured:
+        in_pytorch = [v for v in case.variants if v.run not in DEPLOYED]
+        assert case.baseline in in_pytorch
+        assert [v.run for v in case.variants if v.run in DEPLOYED] == [*DEPLOYED]
+        rcnn = case.cfg.model.test_cfg.get("rcnn", case.cfg.model.test_cfg)
+        assert rcnn.score_thr != 0.05
+    table = (tmp_path / "benchmark.md").read_text()
+    assert table.count("| variant |") == 1 and "lda_mode=adaptive_interval" in table
 
 
 def test_what_failed_is_below_the_table_for_the_docs():
@@ -183,24 +302,18 @@ def test_what_a_backend_computes_is_compared_with_the_formula(checks_on_cpu, mon
 
 
 @pytest.fixture
-def as_if_on_a_gpu(monkeypatch, checks_on_cpu) -> list[Case]:
+def as_if_on_a_gpu(monkeypatch, checks_on_cpu, not_measured) -> list[Case]:
     """The cases that would have been measured."""
-    cases = []
-
-    def note(case: Case, with_memory: bool) -> list[Result]:
-        cases.append(case)
-        return [Result(case, variant) for variant in case.variants]
-
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(benchmark, "measure", note)
     env = {"GPU 0": "Some GPU", "PyTorch": "2", "GCC": "1"}
     monkeypatch.setattr("crossformer_mm.utils.collect_env.collect_env", lambda: env)
-    return cases
+    return not_measured
 
 
 def test_the_suite_for_gpus_checks_first(as_if_on_a_gpu, tmp_path, capsys):
     tool_main(BENCHMARK, "--suite", "gpu", "--out", tmp_path)
-    first, *_ = capsys.readouterr().out.splitlines()
+    head, (first, *_) = (text.splitlines() for text in capsys.readouterr().out.split("\n\n")[:2])
+    assert head == ["GPU 0: Some GPU", "PyTorch: 2"]
     assert first.startswith("sdpa fp32: error ") and first.endswith("e-07, right")
     names = ["auto", "eager", "triton", "flex"]
     for case in as_if_on_a_gpu:
@@ -256,11 +369,17 @@ def test_a_config_with_another_backbone_has_one_variant(capsys):
         ("--suite gpu", "--device cuda: no GPU"),
         ("--attn-backend flex", "--attn-backend flex needs a GPU"),
         ("--against timm", "--against timm: timm is not installed"),
+        ("--run bf16 --mode train", "--run bf16 is for --device cpu, inference"),
+        ("--run openvino --dtype bf16", "--run openvino is for .*--dtype fp32"),
+        ("--run openvino-int8", "openvino, nncf not installed: pip install"),
+        ("--config nolib::a/b.py", "nolib::a/b.py needs nolib, which is not installed"),
+        ("--config mmdet::no/b.py", "mmdet::no/b.py"),
     ],
 )
 def test_bad_arguments_are_named_in_one_line(monkeypatch, options, named):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr("crossformer_mm.analysis.variants.find_spec", lambda name: None)
+    monkeypatch.setattr(onnx, "find_spec", lambda name: None)
     with pytest.raises(SystemExit, match=f"^error: .*{named}.*$"):
         tool_main(BENCHMARK, "--device", "cpu", *options.split())
 

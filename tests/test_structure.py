@@ -12,7 +12,7 @@ PACKAGE = ROOT / "crossformer_mm"
 # Each folder may import those before it, and itself.
 FOLDERS = (
     *("utils", "models", "checkpoints", "datasets"),
-    *("engine", "analysis", "visualization", "deploy"),
+    *("engine", "deploy", "analysis", "visualization"),
 )
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -18,12 +18,22 @@ import mmcv
 import numpy as np
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.registry import DATASETS, VISUALIZERS, init_default_scope
+from mmengine.registry import VISUALIZERS, init_default_scope
 from mmengine.utils import get_object_from_string
 from PIL import Image
 
 from crossformer_mm.checkpoints.loader import load_model
-from crossformer_mm.engine.config import add_cfg_options, check_device, check_file, load_config
+from crossformer_mm.deploy.evaluation import StandIn
+from crossformer_mm.deploy.letterbox import use_letterbox
+from crossformer_mm.deploy.runtimes import ExportedModel
+from crossformer_mm.engine.config import (
+    add_cfg_options,
+    check_device,
+    check_file,
+    find_classes,
+    load_config,
+)
+from crossformer_mm.models.build import build_model
 from crossformer_mm.utils.cli import OneLineParser, errors_in_one_line, fail, run
 from crossformer_mm.utils.errors import one_line
 from crossformer_mm.utils.io import atomic_write
@@ -42,7 +52,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("inputs", nargs="+", metavar="INPUT", help="image, folder, also below it, or quoted glob")
     add("--config", required=True, help="config file")
-    add("--checkpoint", required=True, metavar="CKPT", help="checkpoint file")
+    weights = parser.add_mutually_exclusive_group(required=True)
+    weights.add_argument("--checkpoint", metavar="CKPT", help="checkpoint file")
+    weights.add_argument("--model", metavar="FILE", help="file of tools/export.py instead")
     add("--out-dir", required=True, metavar="DIR", help="folder for pictures and JSON files")
     add("--device", default=get_device(), help="cpu, cuda, cuda:1, ...; default %(default)s")
     threshold = "draw boxes from this score on, default %(default)s; JSON files have all"
@@ -64,28 +76,24 @@ def find_files(given: str, out_dir: Path) -> list[Path]:
     return sorted(image for image in images if out_dir not in image.parents)
 
 
-def find_classes(cfg: Config, checkpoint: Mapping, count: int) -> dict[str, list]:
-    """Names and colours of classes from the checkpoint, else from the config's data set."""
-    dataset = cfg.test_dataloader.dataset
-    with DATASETS.switch_scope_and_registry(cfg.default_scope) as registry:
-        kind = registry.get(dataset.type) if isinstance(dataset.type, str) else dataset.type
-    known, meta = dict(getattr(kind, "METAINFO", {})), checkpoint.get("meta") or {}
-    for more in (dataset.get("metainfo", {}), meta, meta.get("dataset_meta") or {}):
-        known |= {key.lower(): value for key, value in more.items() if value}
-    classes = [str(name) for name in known.get("classes", ())]
-    classes += [f"class {label}" for label in range(len(classes), count)]
-    palette = known.get("palette", ())
-    if len(palette) != len(classes):
-        palette = np.random.RandomState(42).randint(0, 256, (len(classes), 3)).tolist()
-    return dict(classes=classes, palette=[tuple(colour) for colour in palette])
+def load_exported(cfg: Config, file: str) -> tuple[StandIn, Mapping]:
+    """Start an exported model, and have the config resize images as it needs; also its classes."""
+    exported = ExportedModel(file)
+    use_letterbox(cfg, "test_dataloader", exported.shape[2:])
+    names = dict(classes=exported.read("classes"), palette=exported.read("palette"))
+    return StandIn(exported, build_model(cfg)), dict(meta=names)
 
 
-def build_inferencer(cfg: Config, checkpoint_file: str, device: str) -> object:
+def build_inferencer(cfg: Config, args: argparse.Namespace) -> object:
     """Build the library's inferencer, and put the model with its weights into it."""
     init_default_scope(cfg.default_scope)
-    model, checkpoint, unused = load_model(cfg, checkpoint_file, check_device(device))
-    if unused:
-        print(f"Checkpoint: {unused}")
+    if args.model is not None:
+        model, checkpoint = load_exported(cfg, args.model)
+    else:
+        device = check_device(args.device)
+        model, checkpoint, unused = load_model(cfg, args.checkpoint, device)
+        if unused:
+            print(f"Checkpoint: {unused}")
     cfg.visualizer.vis_backends = None
     kind = get_object_from_string(INFERENCERS[cfg.default_scope])
     # With a palette of its own, mmdet's does not build the data set.
@@ -93,8 +101,7 @@ def build_inferencer(cfg: Config, checkpoint_file: str, device: str) -> object:
     inferencer = kind(cfg, None, device="cpu", **palette)
     inferencer.model = model
     inferencer.visualizer = inferencer.visualizer or VISUALIZERS.build(cfg.visualizer)
-    count = max(getattr(module, "num_classes", None) or 0 for module in model.modules())
-    inferencer.visualizer.dataset_meta = find_classes(cfg, checkpoint, count)
+    inferencer.visualizer.dataset_meta = find_classes(cfg, checkpoint, model)
     return inferencer
 
 
@@ -135,6 +142,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Predict on every input; what cannot be used is named in one line, and the rest goes on."""
     args = parse_args(argv)
     check_file(args.checkpoint, "--checkpoint")
+    check_file(args.model, "--model")
     if not 0 <= args.score_thr <= 1:
         fail(f"--score-thr {args.score_thr}: give a number from 0 to 1")
     out_dir = Path(abspath(args.out_dir))
@@ -146,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")  # the inferencer's own model has no weights
     try:
-        inferencer = build_inferencer(cfg, args.checkpoint, args.device)
+        inferencer = build_inferencer(cfg, args)
         color_type = cfg.test_dataloader.dataset.pipeline[0].get("color_type", "color")
     except Exception as error:  # models raise anything at arguments that they do not take
         fail(f"no inferencer can be built for --config {args.config}: {one_line(str(error))}")

@@ -5,7 +5,7 @@ import gc
 import logging
 import multiprocessing
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch.utils.benchmark import Measurement, Timer
 
-from crossformer_mm.analysis.variants import Case, Step, Variant
+from crossformer_mm.analysis.deployed import DeployedStep
+from crossformer_mm.analysis.variants import DEPLOYED, Case, Step, Variant
+from crossformer_mm.engine.amp import has_bf16
 from crossformer_mm.models.crossformer import MIN_IMAGE_SIZE
 from crossformer_mm.utils.errors import one_line
 
-BASELINE = "eager"
 ROUND_SECONDS = 0.05  # a faster step runs several times in a round
 MEGABYTE = 2**20
 COLUMNS = (
@@ -34,9 +35,10 @@ class Result:
 
     Args:
         rounds: One measurement per round; fewer if it failed.
-        ratios: For every round, the time of the eager backend run in the same way divided by this
-            variant's: 2 is twice as fast.
+        ratios: For every round, the time of the case's baseline divided by this variant's: 2 is
+            twice as fast.
         peak_mb: Peak memory of a step above what is held between steps, in MB (2^20 bytes).
+        boxes: How many a detector finds, which its time depends on.
         problem: Why something is missing.
     """
 
@@ -45,6 +47,7 @@ class Result:
     rounds: list[Measurement] = field(default_factory=list)
     ratios: list[float] = field(default_factory=list)
     peak_mb: float | None = None
+    boxes: int | None = None
     problem: str | None = None
 
     def as_dict(self) -> dict:
@@ -58,6 +61,7 @@ class Result:
             "images_per_s": self.case.batch / float(np.median(times)) * 1e3 if times else None,
             "ratio_to_eager": _quartiles(self.ratios),
             "peak_mb": self.peak_mb,
+            "boxes": self.boxes,
             "problem": self.problem,
             "rounds_ms": [1e3 * measurement.median for measurement in self.rounds],
         }
@@ -73,7 +77,7 @@ def measure(case: Case, with_memory: bool = True) -> list[Result]:
     Args:
         case: What to measure.
         with_memory: Whether to measure memory too; on a CPU it takes a process per variant, and
-            what is compiled is left out.
+            what is compiled or exported is left out.
     """
     gc.collect()  # what an earlier case has left
     torch.cuda.empty_cache()
@@ -83,10 +87,13 @@ def measure(case: Case, with_memory: bool = True) -> list[Result]:
     timers: dict[Variant, Timer] = {}
     for result in results:
         with _noting_problem(result):
-            if with_memory and case.device == "cpu" and result.variant.run == "eager":
+            run = result.variant.run
+            if run.endswith("bf16") and not has_bf16():
+                raise RuntimeError("this processor has no instructions for bfloat16")
+            if with_memory and case.device == "cpu" and run in ("eager", "bf16"):
                 result.peak_mb = peak_in_child(case, result.variant)
-            step = Step(case, result.variant)
-            step()  # what happens once, such as compiling, is not timed
+            step = (DeployedStep if run in DEPLOYED else Step)(case, result.variant)
+            result.boxes = count_boxes(step())  # what happens once, such as compiling, is not timed
             if with_memory and case.device == "cuda":
                 result.peak_mb = peak_on_gpu(step)
             timers[result.variant] = Timer(
@@ -97,11 +104,26 @@ def measure(case: Case, with_memory: bool = True) -> list[Result]:
             with _noting_problem(result):
                 measurement = timers[result.variant].blocked_autorange(min_run_time=ROUND_SECONDS)
                 result.rounds.append(measurement)
-    baselines = {r.variant.run: r.rounds for r in results if r.variant.name == BASELINE}
+    baseline = next((r.rounds for r in results if r.variant == case.baseline), ())
     for result in results:
-        pairs = zip(baselines.get(result.variant.run, ()), result.rounds, strict=False)
+        pairs = zip(baseline, result.rounds, strict=False)
         result.ratios = [eager.median / own.median for eager, own in pairs]
     return results
+
+
+def count_boxes(outputs: Sequence | Mapping | None) -> int | None:
+    """Boxes in what a library's detector or an exported one returns; None of other models."""
+    if isinstance(outputs, Mapping):
+        counts = outputs.get("counts", [len(outputs.get("boxes", ()))])
+        return int(sum(counts)) if "boxes" in outputs else None
+    found = [getattr(sample, "pred_instances", None) for sample in outputs or ()]
+    return sum(map(len, found)) if found and None not in found else None
+
+
+def describe_boxes(results: Sequence[Result]) -> list[str]:
+    """A line on the boxes that each variant of a case has found, if it is a detector."""
+    found = [f"{' '.join(r.variant)} {r.boxes}" for r in results if r.boxes is not None]
+    return [f"boxes found: {', '.join(found)}"] if found else []
 
 
 @contextmanager
@@ -160,7 +182,7 @@ def _quartiles(values: Sequence[float]) -> list[float] | None:
 def format_table(results: Sequence[Result]) -> str:
     """The results of one case as aligned columns below its name, then what failed."""
     width = max(len("variant"), *(len(result.variant.name) for result in results))
-    row = f"{{:<{width}}} {{:<7}} {{:>10}} {{:>19}} {{:>9}} {{:>9}} {{:>13}} {{:>8}}".format
+    row = f"{{:<{width}}} {{:<13}} {{:>10}} {{:>19}} {{:>9}} {{:>9}} {{:>13}} {{:>8}}".format
     lines = [str(results[0].case), row(*COLUMNS)]
     lines += [row(*_row(result)) for result in results]
     return "\n".join(lines + [_problem(result) for result in results if result.problem])

@@ -46,3 +46,36 @@ class CheckSegLabels:
 
     def __repr__(self) -> str:
         return f"CheckSegLabels(ignore_index={self.ignore_index})"
+
+
+@TRANSFORMS.register_module()
+class Letterbox:
+    """Resize an image to fit into one size, and fill what is left at the bottom and right.
+
+    Sets what mmdet and mmseg need to bring their results back to the image: ``scale_factor``,
+    ``img_shape`` and ``padding_size`` (left, right, top, bottom).
+
+    Args:
+        size: Height and width, in pixels.
+        fill: The colour of what is left, in the image's order of channels.
+    """
+
+    def __init__(self, size: tuple[int, int], fill: tuple[int, ...] = (0, 0, 0)) -> None:
+        self.size, self.fill = tuple(size), tuple(fill)
+
+    def __call__(self, results: dict) -> dict:
+        """Change ``img`` (H, W, C)."""
+        import mmcv  # not on the backbone's path
+
+        before, (height, width) = results["img"].shape, self.size
+        image = mmcv.imrescale(results["img"], min(height / before[0], width / before[1]))
+        rows, columns = image.shape[:2]
+        fill = self.fill[0] if image.ndim == 2 else self.fill
+        results["img"] = mmcv.impad(image, shape=self.size, pad_val=fill)
+        results["img_shape"] = results["pad_shape"] = self.size
+        results["scale_factor"] = (columns / before[1], rows / before[0])
+        results["padding_size"] = (0, width - columns, 0, height - rows)
+        return results
+
+    def __repr__(self) -> str:
+        return f"Letterbox(size={self.size}, fill={self.fill})"

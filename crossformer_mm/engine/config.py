@@ -6,8 +6,12 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.hub import get_config
+from mmengine.registry import DATASETS
+from torch import nn
 
 from crossformer_mm.datasets.paths import move_paths
 from crossformer_mm.engine.amp import has_bf16
@@ -51,12 +55,17 @@ def add_common_arguments(parser: ArgumentParser) -> None:
 def load_config(path: str, options: Mapping | None = None, work_dir: str | None = None) -> Config:
     """Read a config and apply what the command line changes.
 
-    The option ``data_root`` moves all paths below the old one. Without ``work_dir``, the folder is
-    the config's own or ``work_dirs/NAME``.
+    A path such as ``mmdet::swin/NAME.py`` is that of an installed library's config. The option
+    ``data_root`` moves all paths below the old one. Without ``work_dir``, the folder is the
+    config's own or ``work_dirs/NAME``.
     """
-    check_file(path, "config")
+    library, colons, _ = path.partition("::")
+    if not colons:
+        check_file(path, "config")
+    elif find_spec(library) is None:  # which mmengine would install
+        fail(f"config {path} needs {library}, which is not installed: {HOW_TO_INSTALL}")
     try:
-        cfg = Config.fromfile(path)
+        cfg = get_config(path) if colons else Config.fromfile(path)
     except Exception as error:
         fail(f"config {path} cannot be read: {error}")
     options = dict(options or {})
@@ -82,6 +91,23 @@ def type_name(cfg: Mapping) -> str:
 def find_preprocessor(cfg: Config) -> Mapping:
     """The settings of the data preprocessor, which are the model's or the config's own."""
     return cfg.model.get("data_preprocessor") or cfg.get("data_preprocessor") or {}
+
+
+def find_classes(cfg: Config, checkpoint: Mapping, model: nn.Module) -> dict[str, list]:
+    """Names and colours of classes from the checkpoint, else from the config's data set."""
+    dataset = cfg.test_dataloader.dataset
+    with DATASETS.switch_scope_and_registry(cfg.default_scope) as registry:
+        kind = registry.get(dataset.type) if isinstance(dataset.type, str) else dataset.type
+    known, meta = dict(getattr(kind, "METAINFO", {})), checkpoint.get("meta") or {}
+    for more in (dataset.get("metainfo", {}), meta, meta.get("dataset_meta") or {}):
+        known |= {key.lower(): value for key, value in more.items() if value}
+    classes = [str(name) for name in known.get("classes", ())]
+    count = max(getattr(module, "num_classes", None) or 0 for module in model.modules())
+    classes += [f"class {label}" for label in range(len(classes), count)]
+    palette = known.get("palette", ())
+    if len(palette) != len(classes):
+        palette = np.random.RandomState(42).randint(0, 256, (len(classes), 3)).tolist()
+    return dict(classes=classes, palette=[tuple(colour) for colour in palette])
 
 
 def check_file(path: str | None, argument: str) -> None:

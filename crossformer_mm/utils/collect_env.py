@@ -1,9 +1,12 @@
 """What is installed and whether it works: ``python -m crossformer_mm.utils.collect_env``."""
 
+import platform
+import re
 import sys
 from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import torch
 from mmengine.utils.dl_utils import collect_env as collect_mmengine_env
@@ -12,6 +15,9 @@ from crossformer_mm.utils.requirements import HOW_TO_INSTALL
 from crossformer_mm.version import __version__
 
 MODULES = ("mmengine", "mmcv", "mmpretrain", "mmdet", "mmseg")
+RUNTIMES = ("onnxruntime", "openvino", "nncf")
+# Instructions that matrix products use
+FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 # The distributions that provide the modules, in either family
 FAMILIES = {
     "onedl": [f"onedl-{name}" for name in (*MODULES[:3], "mmdetection", "mmsegmentation")],
@@ -23,10 +29,21 @@ def collect_env() -> dict[str, str]:
     """mmengine's report (system, compilers, PyTorch, GPUs) and the versions of the libraries."""
     env = {name: str(value) for name, value in collect_mmengine_env().items()}
     env["crossformer_mm"] = __version__
+    env["Processor"] = describe_processor()
+    env |= {name: version_of(name) for name in RUNTIMES if version_of(name)}
     env["Triton"] = version_of("triton") or "not installed"
     for family, names in FAMILIES.items():
         env |= {f"{name} ({family})": version_of(name) for name in names if version_of(name)}
     return env
+
+
+def describe_processor() -> str:
+    """The processor's name, and which of ``FEATURES`` it has; Linux lists both."""
+    file = Path("/proc/cpuinfo")
+    text = file.read_text() if file.exists() else ""
+    name = re.search(r"^model name\s*: (.+)", text, re.MULTILINE)
+    found = [feature for feature in FEATURES if feature in text.split()]
+    return f"{name[1] if name else platform.processor()} ({' '.join(found)})"
 
 
 def find_problems() -> list[str]:

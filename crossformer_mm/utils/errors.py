@@ -13,6 +13,10 @@ class MissingCheckpointError(CheckpointError, FileNotFoundError):
     """There is no such checkpoint."""
 
 
+class ExportError(ValueError):
+    """A model cannot be exported as asked; the message says why in one line."""
+
+
 def one_line(text: str, limit: int = 300) -> str:
     """Make text that comes from a file fit to be shown: printable, and not longer than a limit."""
     shown = text[:limit] + ("..." if len(text) > limit else "")
