@@ -91,8 +91,8 @@ def compare(
     Returns:
         Of scores and logits, ``NAME``: the largest difference relative to the largest value. Of a
         segmentor's labels: the share of pixels that differ. Of detections: ``missed``, the share of
-        them that the other does not have, in either direction, ``boxes`` and ``masks``, 1 less the
-        mean overlap of those that are matched, and ``scores``, their largest difference.
+        them that the other does not have, in either direction; of those that are matched, ``boxes``
+        and ``masks``, 1 less the mean overlap, and ``scores``, the mean difference.
     """
     pairs = list(zip(expected, found, strict=True))
     if "boxes" in found[0]:
@@ -112,7 +112,7 @@ def _compare_detections(pairs: Sequence[tuple[Mapping, Mapping]]) -> dict[str, f
     if not matched:
         return result
     ious, scores, masks = (torch.cat(parts) for parts in zip(*matches, strict=True))
-    result.update(boxes=1 - ious.mean().item(), scores=scores.max().item())
+    result.update(boxes=1 - ious.mean().item(), scores=scores.mean().item())
     if len(masks):
         result["masks"] = 1 - masks.mean().item()
     return result

@@ -189,10 +189,11 @@ def _boxes_of_classes(
 def check_detector(model: nn.Module) -> None:
     """Raise ExportError unless the model is what this module knows how to write as one graph."""
     from mmdet.models import (
-        AnchorHead,
         BBoxHead,
         CascadeRoIHead,
         FCNMaskHead,
+        RetinaHead,
+        RPNHead,
         SingleRoIExtractor,
         StandardRoIHead,
     )
@@ -200,7 +201,10 @@ def check_detector(model: nn.Module) -> None:
 
     children = dict(model.named_children())
     dense = children.get("rpn_head") or children.get("bbox_head")
-    expected = [(dense, AnchorHead), (getattr(dense, "bbox_coder", None), DeltaXYWHBBoxCoder)]
+    expected = [
+        (dense, (RetinaHead, RPNHead)),
+        (getattr(dense, "bbox_coder", None), DeltaXYWHBBoxCoder),
+    ]
     if "roi_head" in children:
         roi_head = children["roi_head"]
         expected.append((roi_head, (StandardRoIHead, CascadeRoIHead)))
