@@ -60,6 +60,7 @@ def write_recording_config(folder: Path, data_root: Path, batch_size: int, epoch
         f"    batch_size={batch_size}, num_workers=0, persistent_workers=False,\n"
         f"    dataset=dict(pipeline=_base_.test_pipeline, data_root={str(data_root)!r}))\n"
         f"train_cfg = dict(max_epochs={epochs})\n"
+        "optim_wrapper = dict(type='OptimWrapper')\n"  # in bfloat16 sums of halves are not exact
         "val_cfg = val_dataloader = val_evaluator = None\n"
         f"default_hooks = dict(checkpoint=dict(by_epoch=False, interval={ITERATIONS + 1}))\n"
     )
