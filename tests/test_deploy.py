@@ -50,9 +50,7 @@ def threshold_option(config: str) -> str:
 
 def toy(config: str, **options: object):
     """A config and its model, whose heads have weights so large that scores differ."""
-    if config in DETECTORS:  # untrained, it is sure of nothing
-        options = {threshold_option(config): 0.0105 if config == RETINANET else 0.014, **options}
-    cfg = load_config(str(CONFIGS / config), {**SMALL, **options})
+    cfg = load_config(str(CONFIGS / config), {**cfg_options(config), **options})
     torch.manual_seed(0)
     model = revert_sync_batchnorm(build_model(cfg)).eval()
     for name, weight in model.named_parameters():
@@ -183,7 +181,7 @@ def exported(tmp_path_factory):
             folder = tmp_path_factory.mktemp("exported")
             cfg, model = toy(config)
             torch.save(dict(state_dict=model.state_dict()), folder / "random.pth")
-            changed = {k: v for k, v in cfg_options(config).items()} | options
+            changed = {**cfg_options(config), **options}
             tool_main(
                 *(EXPORT, CONFIGS / config, folder / "random.pth", folder / f"model{suffix}"),
                 *(*arguments, "--cfg-options"),
@@ -197,6 +195,7 @@ def exported(tmp_path_factory):
 
 
 def cfg_options(config: str) -> dict:
+    """Options for a small model; untrained, a detector is sure of nothing."""
     threshold = 0.0105 if config == RETINANET else 0.014
     return {**SMALL, **({threshold_option(config): threshold} if config in DETECTORS else {})}
 

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from crossformer_mm.engine.config import takes_rgb
+
 
 class Preprocess(nn.Module):
     """What a config's data preprocessor does, with the images in RGB.
@@ -19,7 +21,7 @@ class Preprocess(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.tensor(settings.get("mean") or [0.0]).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(settings.get("std") or [1.0]).view(-1, 1, 1))
-        self.is_rgb = bool(settings.get("bgr_to_rgb") or settings.get("to_rgb"))  # mmpretrain's
+        self.is_rgb = takes_rgb(settings)
         test_cfg = settings.get("test_cfg") or {}
         self.divisor = settings.get("pad_size_divisor") or test_cfg.get("size_divisor") or 1
 

@@ -12,7 +12,7 @@ from mmengine.registry import init_default_scope
 from torch import nn
 
 from crossformer_mm.datasets.paths import walk_datasets
-from crossformer_mm.engine.config import find_classes, find_preprocessor, type_name
+from crossformer_mm.engine.config import find_classes, find_preprocessor, takes_rgb, type_name
 from crossformer_mm.engine.runner import build_dataset
 from crossformer_mm.version import __version__
 
@@ -24,8 +24,7 @@ def fill_colour(cfg: Config) -> list[int]:
     """Red, green and blue of what is left beside an image: the mean, which becomes about 0."""
     settings = find_preprocessor(cfg)
     mean = settings.get("mean") or [0, 0, 0]
-    is_rgb = settings.get("bgr_to_rgb") or settings.get("to_rgb")
-    return [round(value) for value in (mean if is_rgb else mean[::-1])]
+    return [round(value) for value in (mean if takes_rgb(settings) else mean[::-1])]
 
 
 def letterboxed(pipeline: Sequence[Mapping], shape: tuple[int, int], fill: Sequence[int]) -> list:

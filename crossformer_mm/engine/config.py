@@ -110,6 +110,11 @@ def find_classes(cfg: Config, checkpoint: Mapping, model: nn.Module) -> dict[str
     return dict(classes=classes, palette=[tuple(colour) for colour in palette])
 
 
+def takes_rgb(preprocessor: Mapping) -> bool:
+    """Whether a model takes images in RGB, by the settings of its data preprocessor."""
+    return bool(preprocessor.get("bgr_to_rgb") or preprocessor.get("to_rgb"))  # mmpretrain's name
+
+
 def check_file(path: str | None, argument: str) -> None:
     """Fail if a local file named on the command line does not exist."""
     file = Path(os.path.expanduser(path or ""))  # leaves names of unknown users as they are
