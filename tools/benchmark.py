@@ -19,7 +19,16 @@ import torch
 from crossformer_mm.analysis import benchmark, floor
 from crossformer_mm.analysis.correctness import Check, check_attention
 from crossformer_mm.analysis.flops import DEFAULT_SHAPES
-from crossformer_mm.analysis.variants import ATTENTION, DEPLOYED, DTYPES, RUNS, SWIN, Case, Variant
+from crossformer_mm.analysis.variants import (
+    ABLATIONS,
+    ATTENTION,
+    DEPLOYED,
+    DTYPES,
+    RUNS,
+    SWIN,
+    Case,
+    Variant,
+)
 from crossformer_mm.engine.config import add_cfg_options, choose_shape, load_model_config, type_name
 from crossformer_mm.models import LDA_MODES, CrossFormer
 from crossformer_mm.models.architectures import ARCH_ZOO
@@ -77,7 +86,8 @@ def parse_args(argv: Sequence[str] | None, args: Namespace | None = None) -> Nam
     add("--config", help=whole)
     add_cfg_options(parser)
     add("--attn-backend", nargs="+", choices=ATTENTION, help="auto and eager if not set")
-    add("--against", nargs="+", choices=SWIN, default=[], help="libraries' Swin-T")
+    against = "libraries' Swin-T, or variants of the papers' ablations"
+    add("--against", nargs="+", choices=(*SWIN, *ABLATIONS), default=[], help=against)
     runs = "compile: torch.compile; others: on a CPU, int8 calibrated on random images, for speed"
     add("--run", nargs="+", choices=RUNS, default=["eager"], help=runs)
     add("--shape", type=int, nargs="+", metavar="SIDE", help="height and width, or one for both")

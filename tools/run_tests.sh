@@ -11,4 +11,5 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
 cd "$ROOT"
 # Two processes with a thread each take less time than one with two.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-exec "$PYTHON" -m pytest -n 2 --dist loadfile "$@"
+# A lost process ends the run: pytest-xdist would wait for ever for what it has put back.
+exec "$PYTHON" -m pytest -n 2 --dist loadfile --max-worker-restart 0 "$@"

@@ -46,7 +46,9 @@ class FlexGroupedAttention(GroupedAttention):
 
     def forward(self, x: Tensor, plan: GroupPlan) -> Tensor:
         """Attend within the groups of ``plan``: (B, H, W, C) -> (B, H, W, C)."""
-        table = self.pos(plan.group_height, plan.group_width)
+        if plan.shift:
+            raise ValueError("FlexAttention is measured without shifted windows")
+        table = self.bias_table(plan, x)
         return self.proj(attend(self.qkv(x), table, plan, self.num_heads))
 
 

@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
 from crossformer_mm.models.attention import GroupedAttention
+from crossformer_mm.models.attention.reduced import ReducedAttention
 from crossformer_mm.models.grouping import GroupPlan
 from crossformer_mm.utils.errors import one_line
 
@@ -131,8 +132,9 @@ class OperationCounter(FlopCounterMode):
         self._elementwise = 0
         self._taken = 0
         for module in model.modules():
-            if isinstance(module, GroupedAttention):
+            if isinstance(module, (GroupedAttention, ReducedAttention)):
                 module.attn_backend = "eager"
+            if isinstance(module, GroupedAttention):
                 module.register_forward_pre_hook(self._note_padding)
             for kind, operations in OPERATIONS_PER_ELEMENT.items():
                 if isinstance(module, kind):

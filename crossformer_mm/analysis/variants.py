@@ -21,6 +21,8 @@ from crossformer_mm.engine.amp import keep_float32
 from crossformer_mm.engine.config import type_name
 from crossformer_mm.models import ATTN_BACKENDS, CrossFormer
 from crossformer_mm.models.build import build_model, image_channels
+from crossformer_mm.models.grouping import LONG_RANGES
+from crossformer_mm.models.position_bias import POSITION_BIASES
 
 # What has to be installed for the runs of exported models
 DEPLOYED = {
@@ -38,6 +40,11 @@ SWIN = {  # of each library, the arguments of its Swin-T
         model_name="swin_tiny_patch4_window7_224", features_only=True, strict_img_size=False
     ),
 }
+ABLATIONS = {  # of the papers: arguments of CrossFormer
+    **{name: dict(position_bias=name) for name in POSITION_BIASES[1:]},
+    **{name: dict(long_range=name) for name in LONG_RANGES[1:]},
+    "no-cel": dict(cross_scale=False),
+}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # On a CPU, PyTorch has it since 2.4, when custom_op came; the other is five times as slow.
 FUSED_ADAMW = hasattr(torch.library, "custom_op") or None
@@ -46,11 +53,11 @@ FUSED_ADAMW = hasattr(torch.library, "custom_op") or None
 class Variant(NamedTuple):
     """What is compared.
 
-    ``name`` is an attention backend of CrossFormer, ``'flex'`` (PyTorch's FlexAttention in it), a
-    library (its Swin-T), the type of another backbone in a config, or, of an exported model,
-    ``'CrossFormer'``: one file serves for all attention backends. ``run`` is ``'eager'``,
-    ``'compile'`` (the backbone by torch.compile), ``'bf16'`` (PyTorch with autocast on a CPU), or
-    one of ``DEPLOYED``.
+    ``name`` is an attention backend of CrossFormer, ``'flex'`` (PyTorch's FlexAttention in it), one
+    of ``ABLATIONS``, a library (its Swin-T), the type of another backbone in a config, or, of an
+    exported model, ``'CrossFormer'``: one file serves for all attention backends. ``run`` is
+    ``'eager'``, ``'compile'`` (the backbone by torch.compile), ``'bf16'`` (PyTorch with autocast on
+    a CPU), or one of ``DEPLOYED``.
     """
 
     name: str
@@ -203,6 +210,8 @@ def build_variant(case: Case, variant: Variant) -> nn.Module:
         if cfg.get("default_scope") == "mmseg":
             cfg.model.test_cfg = dict(mode="whole")  # as it is exported: no sliding window
         return revert_sync_batchnorm(build_model(cfg))
+    if variant.name in ABLATIONS:
+        return CrossFormer(**case.backbone, **ABLATIONS[variant.name])
     if variant.name not in SWIN:
         return CrossFormer(**case.backbone, attn_backend=variant.name)
     with_cp = case.backbone.get("with_cp", False)

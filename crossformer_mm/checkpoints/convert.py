@@ -27,6 +27,7 @@ from crossformer_mm.models.state_dict import (
     count_outputs,
     extract_state_dict,
     find_architecture,
+    find_variant,
     library_layout,
     parse_state_dict,
     split_checkpoint,
@@ -121,6 +122,7 @@ def _find_target(
         raise CheckpointError(f"{source} holds no CrossFormer: there is no patch_embed.norm.weight")
     if arch is None:
         raise CheckpointError(f"{source} has none of the published architectures: give --config")
+    variant = find_variant(layout.backbone)
     if layout.is_dense:
         kind = find_dense_model(layout.others)
         if kind is None:
@@ -130,10 +132,12 @@ def _find_target(
         if find_spec(kind.scope) is None:
             needed = f"{kind.scope} is needed: {HOW_TO_INSTALL}"
             raise CheckpointError(f"{source} is a {kind.name}, to check which {needed}")
-        return kind.name, _model_weights(make_config(kind, arch, layout.others))
+        cfg = make_config(kind, arch, layout.others)
+        cfg.model.backbone.update(variant)
+        return kind.name, _model_weights(cfg)
     final_norm = bool(layout.classifier) or "norm.weight" in layout.backbone
     with torch.device("meta"):
-        expected = CrossFormer(arch, final_norm=final_norm).state_dict()
+        expected = CrossFormer(arch, final_norm=final_norm, **variant).state_dict()
         if not layout.classifier:
             return "backbone", expected
         classes = count_outputs(layout.classifier.get("head.fc.weight"))

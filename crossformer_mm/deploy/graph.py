@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from crossformer_mm.models.attention import GroupedAttention
 from crossformer_mm.models.block import CrossFormerBlock
 from crossformer_mm.models.cross_scale_embedding import CrossScaleDownsample, CrossScaleStem
-from crossformer_mm.models.grouping import GroupPlan, plan_groups, real_tokens
+from crossformer_mm.models.grouping import GroupPlan, allowed_keys
 from crossformer_mm.models.position_bias import expand_table
 
 # Added to the scores of padding: no weight is left, and float16 and bfloat16 can hold it.
@@ -54,7 +54,7 @@ def fast_graph(model: nn.Module) -> Iterator[None]:
 
 
 def _stem(stem: CrossScaleStem, image: Tensor) -> Tensor:
-    return _on_rows(stem.norm, stem.projs(image))
+    return stem.pos_embed(_on_rows(stem.norm, stem.projs(image)))
 
 
 def _downsample(layer: CrossScaleDownsample, x: Tensor) -> Tensor:
@@ -63,10 +63,11 @@ def _downsample(layer: CrossScaleDownsample, x: Tensor) -> Tensor:
 
 def _block(block: CrossFormerBlock, x: Tensor) -> Tensor:
     shape = x.shape
-    rule = (block.group_size, block.interval, block.lda_mode, block.long_distance)
-    plan = plan_groups(*shape[1:3], *rule)
     x = x.reshape(-1, shape[-1])
-    x = x + _attention(block.attn, block.norm1(x), plan)
+    if block.long_range == "pvt":
+        x = x + block.attn(block.norm1(x).view(shape)).reshape(x.shape)
+    else:
+        x = x + _attention(block.attn, block.norm1(x), block.plan(*shape[1:3]))
     x = x + block.mlp(block.norm2(x))
     if block.amplitude_cooling:
         x = block.ex_conv(x.view(shape).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
@@ -81,6 +82,8 @@ def _attention(attn: GroupedAttention, x: Tensor, plan: GroupPlan) -> Tensor:
     sides = (plan.group_height, plan.group_width)
     x = x.view(-1, plan.height, plan.width, x.shape[1])
     x = F.pad(x, (0, 0, 0, width - plan.width, 0, height - plan.height))
+    if plan.shift:
+        x = x.roll((-plan.shift, -plan.shift), dims=(1, 2))
     # The scale of the scores is in the weights, which saves a pass over q.
     scale = attn.qkv.bias.new_tensor([head_dims**-0.5, 1, 1]).repeat_interleave(x.shape[-1])
     weight, bias = attn.qkv.weight * scale[:, None], attn.qkv.bias * scale
@@ -89,15 +92,17 @@ def _attention(attn: GroupedAttention, x: Tensor, plan: GroupPlan) -> Tensor:
     # (3, B, region y, offset y, region x, offset x, heads, member y, member x, C / heads)
     qkv = qkv.permute(7, 0, 1, 3, 4, 6, 8, 2, 5, 9)
     q, k, v = qkv.reshape(3, -1, attn.num_heads, sides[0] * sides[1], head_dims)
-    scores = q @ k.transpose(-2, -1) + expand_table(attn.pos(*sides))
-    real = real_tokens(plan, x.device)
-    if real is not None:
-        mask = torch.zeros_like(real, dtype=x.dtype).masked_fill(~real, MASKED)
-        scores = scores + mask.repeat(len(x), 1)[:, None, None]
+    scores = q @ k.transpose(-2, -1) + expand_table(attn.bias_table(plan, x))
+    allowed = allowed_keys(plan, x.device)
+    if allowed is not None:
+        mask = torch.zeros_like(allowed, dtype=x.dtype).masked_fill(~allowed, MASKED)
+        scores = scores + mask.repeat(len(x), 1, 1)[:, None]
     x = (scores.softmax(dim=-1) @ v).view(
         -1, rows, step, columns, step, attn.num_heads, *sides, head_dims
     )
     x = x.permute(0, 1, 6, 2, 3, 7, 4, 5, 8).reshape(-1, height, width, attn.proj.in_features)
+    if plan.shift:
+        x = x.roll((plan.shift, plan.shift), dims=(1, 2))
     return attn.proj(x[:, : plan.height, : plan.width].reshape(-1, attn.proj.in_features))
 
 

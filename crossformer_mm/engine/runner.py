@@ -43,6 +43,9 @@ class CheckedRunner(Runner):
             checked = with_seeding_sampler(dataloader)
             if isinstance(checked, Mapping):
                 checked = dict(checked, dataset=dict(type=build_dataset, cfg=checked["dataset"]))
+                if not checked.get("num_workers"):  # PyTorch refuses the options of workers
+                    checked.pop("persistent_workers", None)
+                    checked.pop("prefetch_factor", None)
             loader = Runner.build_dataloader(checked, *args, **kwargs)
         except DataError:
             raise

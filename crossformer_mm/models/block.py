@@ -5,7 +5,8 @@ from torch import Tensor, nn
 
 from crossformer_mm.models.attention import GroupedAttention
 from crossformer_mm.models.attention.rectangles import why_not
-from crossformer_mm.models.grouping import plan_groups
+from crossformer_mm.models.attention.reduced import ReducedAttention
+from crossformer_mm.models.grouping import GroupPlan, plan_groups
 
 # Numbers of hidden values: of a piece, which stay in a processor's cache, and of the smallest map
 # that is cut into pieces. Chosen with tools/benchmark.py.
@@ -60,6 +61,10 @@ class CrossFormerBlock(nn.Module):
         embed_dims: Channels C.
         num_heads: Attention heads.
         group_size, interval, lda_mode, long_distance: As for :func:`plan_groups`.
+        long_range: ``'lda'``, ``'swin'``, or ``'pvt'`` for attention to a reduced map, without
+            groups.
+        reduction: How many times ``'pvt'`` reduces the map.
+        position_bias: See :data:`POSITION_BIASES`.
         amplitude_cooling: Whether a cooling layer follows (CrossFormer++, section 3.5).
         drop_path_rate: Probability to drop a residual branch.
         attn_backend: See :func:`choose_backend`.
@@ -73,15 +78,24 @@ class CrossFormerBlock(nn.Module):
         interval: int,
         lda_mode: str,
         long_distance: bool,
+        long_range: str = "lda",
+        reduction: int = 1,
+        position_bias: str = "dpb",
         amplitude_cooling: bool = False,
         drop_path_rate: float = 0.0,
         attn_backend: str = "auto",
     ) -> None:
         super().__init__()
         self.group_size, self.interval = group_size, interval
-        self.lda_mode, self.long_distance = lda_mode, long_distance
+        self.lda_mode, self.long_distance, self.long_range = lda_mode, long_distance, long_range
+        self.may_grow = position_bias != "rpb"  # its table has a size
         self.norm1 = nn.LayerNorm(embed_dims)
-        self.attn = GroupedAttention(embed_dims, num_heads, attn_backend)
+        if long_range == "pvt":
+            self.attn = ReducedAttention(embed_dims, num_heads, reduction, attn_backend)
+        else:
+            self.attn = GroupedAttention(
+                embed_dims, num_heads, attn_backend, position_bias, group_size
+            )
         self.norm2 = nn.LayerNorm(embed_dims)
         self.mlp = Mlp(embed_dims, 4 * embed_dims)
         self.drop_path = DropPath(drop_path_rate)
@@ -92,14 +106,27 @@ class CrossFormerBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
-        rule = (self.group_size, self.interval, self.lda_mode, self.long_distance)
-        plan = plan_groups(*x.shape[1:3], *rule)
-        x = self.drop_path(x, self.attn(self.norm1(x), plan))
+        x = self.drop_path(x, self.attend(self.norm1(x)))
         x = self.drop_path(x, self.mlp(self.norm2(x)))
         if self.amplitude_cooling:
             x = self.ex_ln(self.ex_conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
         return x
 
+    def attend(self, x: Tensor) -> Tensor:
+        """Attend by the block's rule: (B, H, W, C) -> (B, H, W, C)."""
+        if self.long_range == "pvt":
+            return self.attn(x)
+        return self.attn(x, self.plan(*x.shape[1:3]))
+
+    def plan(self, height: int, width: int) -> GroupPlan:
+        """The groups on a map of this size; under ``'pvt'`` there are none."""
+        rule = (self.group_size, self.interval, self.lda_mode, self.long_distance, self.long_range)
+        return plan_groups(height, width, *rule, self.may_grow)
+
     def extra_repr(self) -> str:  # noqa: D102
+        if self.long_range == "pvt":
+            return f"reduction={self.attn.reduction}"
+        if self.long_range == "swin":
+            return f"windows, shifted={self.long_distance}, group_size={self.group_size}"
         kind = f"LDA, {self.lda_mode}, interval={self.interval}" if self.long_distance else "SDA"
         return f"{kind}, group_size={self.group_size}"

@@ -1,6 +1,6 @@
 """Cross-scale embedding layers (CrossFormer, section 3.1): parallel convolutions of one stride."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -8,14 +8,15 @@ from torch import Tensor, nn
 
 
 class ParallelConvs(nn.ModuleList):
-    """Convolutions with kernels of different sizes over the same centres, channels side by side."""
+    """Convolutions with kernels of different sizes over the same centres, channels side by side.
 
-    def __init__(
-        self, in_channels: int, channels: Sequence[int], kernel_sizes: Sequence[int], stride: int
-    ) -> None:
+    ``channels`` gives the output channels of each kernel size.
+    """
+
+    def __init__(self, in_channels: int, channels: Mapping[int, int], stride: int) -> None:
         super().__init__(
             nn.Conv2d(in_channels, out, kernel, stride=stride, padding=(kernel - stride) // 2)
-            for out, kernel in zip(channels, kernel_sizes, strict=True)
+            for kernel, out in channels.items()
         )
         self.stride = stride
 
@@ -31,26 +32,46 @@ class CrossScaleStem(nn.Module):
 
     The smallest kernel gets the most channels: D/2, D/4, D/8, D/8 for kernels 4, 8, 16, 32. The
     channels ``embed_dims`` D of the tokens are a multiple of 8.
+
+    Args:
+        in_channels: Channels of the image.
+        embed_dims: D.
+        cross_scale: False gives all channels to the smallest kernel (CrossFormer, table 5).
+        pos_embed: What adds positions to the tokens, if anything does.
     """
 
-    def __init__(self, in_channels: int, embed_dims: int) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        embed_dims: int,
+        cross_scale: bool = True,
+        pos_embed: nn.Module | None = None,
+    ) -> None:
         super().__init__()
-        channels = (embed_dims // 2, embed_dims // 4, embed_dims // 8, embed_dims // 8)
-        self.projs = ParallelConvs(in_channels, channels, (4, 8, 16, 32), stride=4)
+        kernels = {4: embed_dims}
+        if cross_scale:
+            kernels = {4: embed_dims // 2, 8: embed_dims // 4, 16: embed_dims // 8}
+            kernels[32] = kernels[16]
+        self.projs = ParallelConvs(in_channels, kernels, stride=4)
         self.norm = nn.LayerNorm(embed_dims)
+        self.pos_embed = nn.Identity() if pos_embed is None else pos_embed
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, ceil(H / 4), ceil(W / 4), D)."""
-        return self.norm(self.projs(image))
+        return self.pos_embed(self.norm(self.projs(image)))
 
 
 class CrossScaleDownsample(nn.Module):
-    """Halve the map and double the ``embed_dims`` channels C between two stages."""
+    """Halve the map and double the ``embed_dims`` channels C between two stages.
 
-    def __init__(self, embed_dims: int) -> None:
+    Without ``cross_scale``, the kernel of 2 gets all channels.
+    """
+
+    def __init__(self, embed_dims: int, cross_scale: bool = True) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(embed_dims)
-        self.reductions = ParallelConvs(embed_dims, (embed_dims, embed_dims), (2, 4), stride=2)
+        kernels = {2: embed_dims, 4: embed_dims} if cross_scale else {2: 2 * embed_dims}
+        self.reductions = ParallelConvs(embed_dims, kernels, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, ceil(H / 2), ceil(W / 2), 2 * C)."""

@@ -15,10 +15,21 @@ from crossformer_mm.models.architectures import (
     resolve_architecture,
 )
 from crossformer_mm.models.attention import ATTN_BACKENDS
+from crossformer_mm.models.attention.reduced import REDUCTIONS
 from crossformer_mm.models.block import CrossFormerBlock
 from crossformer_mm.models.cross_scale_embedding import CrossScaleDownsample, CrossScaleStem
-from crossformer_mm.models.grouping import LDA_MODES
-from crossformer_mm.models.state_dict import PREFIX, STRICT, check_before_loading, load_backbone
+from crossformer_mm.models.grouping import LDA_MODES, LONG_RANGES
+from crossformer_mm.models.position_bias import POSITION_BIASES
+from crossformer_mm.models.position_embedding import AbsolutePositionEmbedding
+from crossformer_mm.models.state_dict import (
+    MARK,
+    PREFIX,
+    STRICT,
+    VARIANTS,
+    check_before_loading,
+    load_backbone,
+    variant_marks,
+)
 
 MIN_IMAGE_SIZE = 32
 
@@ -27,11 +38,12 @@ class CrossFormerStage(nn.Module):
     """The blocks of one stage, SDA and LDA in turn, and the embedding that leads to the next.
 
     The drop path rate grows linearly from 0 at the model's first block to that of the architecture
-    at its last one. The arguments are as in :class:`CrossFormer`.
+    at its last one. The arguments are as in :class:`CrossFormer`, and ``options`` those of all
+    blocks alike.
     """
 
     def __init__(
-        self, arch: Architecture, stage: int, lda_mode: str, attn_backend: str, with_cp: bool
+        self, arch: Architecture, stage: int, cross_scale: bool, with_cp: bool, **options: str
     ) -> None:
         super().__init__()
         self.with_cp = with_cp
@@ -43,16 +55,16 @@ class CrossFormerStage(nn.Module):
                 num_heads=arch.num_heads[stage],
                 group_size=arch.group_size[stage][i],
                 interval=arch.interval[stage][i],
-                lda_mode=lda_mode,
                 long_distance=i % 2 == 1,
+                reduction=REDUCTIONS[stage],
                 amplitude_cooling=arch.amplitude_cooling and (i + 1) % 3 == 0 and i < depth - 1,
                 drop_path_rate=drop_path_step * (blocks_before + i),
-                attn_backend=attn_backend,
+                **options,
             )
             for i in range(depth)
         )
         if stage < STAGES - 1:
-            self.downsample = CrossScaleDownsample(arch.channels(stage))
+            self.downsample = CrossScaleDownsample(arch.channels(stage), cross_scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the blocks, not the downsampling: (B, H, W, C) -> (B, H, W, C)."""
@@ -83,6 +95,14 @@ class CrossFormer(BaseModule):
             ``'fixed_interval'`` (the published dense checkpoints; cost grows with the square of
             the area), ``'fixed_group'`` (CrossFormer++ classification; linear) or
             ``'adaptive_interval'`` (linear; ``interval`` is chosen from the map's size).
+        position_bias: ``'dpb'`` (dynamic position bias), ``'dpb-residual'`` (with residuals in its
+            MLP), ``'rpb'`` (a learned table, for groups of up to ``group_size``), ``'ape'`` (an
+            absolute position embedding instead) or ``'none'`` (CrossFormer, table 6).
+        long_range: ``'lda'``, or in its place ``'swin'`` (windows shifted by half of
+            ``group_size``) or ``'pvt'`` (every block attends to a map reduced 8, 4, 2 and 1 times,
+            without groups and their bias) (CrossFormer, table 5).
+        cross_scale: Whether embedding layers have kernels of several sizes; False leaves the
+            smallest (CrossFormer, table 5).
         in_channels: Channels of the image.
         out_indices: Stages whose maps are returned, in rising order.
         final_norm: Whether a LayerNorm follows the last stage, as classification needs it. Then
@@ -112,6 +132,9 @@ class CrossFormer(BaseModule):
         group_size: int | Sequence | None = None,
         interval: int | Sequence | None = None,
         lda_mode: str = "fixed_interval",
+        position_bias: str = "dpb",
+        long_range: str = "lda",
+        cross_scale: bool = True,
         in_channels: int = 3,
         out_indices: Sequence[int] = (0, 1, 2, 3),
         final_norm: bool = False,
@@ -124,7 +147,16 @@ class CrossFormer(BaseModule):
         super().__init__(init_cfg)
         self.arch = resolve_architecture(arch, group_size, interval, drop_path_rate)
         _check_choice("lda_mode", lda_mode, LDA_MODES)
+        _check_choice("position_bias", position_bias, POSITION_BIASES)
+        _check_choice("long_range", long_range, LONG_RANGES)
         _check_choice("attn_backend", attn_backend, ATTN_BACKENDS)
+        if long_range == "pvt" and position_bias in ("dpb-residual", "rpb"):
+            raise ValueError(
+                "long_range='pvt' has no groups, so no bias within them: position_bias must be "
+                f"'dpb', which then adds nothing, 'ape' or 'none', not {position_bias!r}"
+            )
+        if not isinstance(cross_scale, bool):
+            raise TypeError(f"cross_scale must be True or False, not {cross_scale!r}")
         _check_out_indices(out_indices, final_norm)
         if type(frozen_stages) is not int or not -1 <= frozen_stages <= STAGES:
             raise ValueError(f"frozen_stages must be from -1 to {STAGES}, not {frozen_stages!r}")
@@ -134,11 +166,20 @@ class CrossFormer(BaseModule):
         self.out_indices = tuple(out_indices)
         self.frozen_stages = frozen_stages
 
-        self.patch_embed = CrossScaleStem(in_channels, self.arch.embed_dims)
+        embed_dims = self.arch.embed_dims
+        pos_embed = AbsolutePositionEmbedding(embed_dims) if position_bias == "ape" else None
+        self.patch_embed = CrossScaleStem(in_channels, embed_dims, cross_scale, pos_embed)
+        blocks = dict(lda_mode=lda_mode, long_range=long_range)
+        blocks |= dict(position_bias=position_bias, attn_backend=attn_backend)
         self.layers = nn.ModuleList(
-            CrossFormerStage(self.arch, stage, lda_mode, attn_backend, with_cp)
+            CrossFormerStage(self.arch, stage, cross_scale, with_cp, **blocks)
             for stage in range(STAGES)
         )
+        self.position_bias, self.long_range = position_bias, long_range
+        self.cross_scale = cross_scale
+        variant = {name: getattr(self, name) for name in VARIANTS}
+        for mark in variant_marks(**variant):
+            self.register_buffer(mark, torch.empty(0))
         if final_norm:
             self.norm = nn.LayerNorm(self.arch.channels(STAGES - 1))
         self.final_norm = final_norm
@@ -219,6 +260,9 @@ class CrossFormer(BaseModule):
         if local_metadata.get(STRICT):
             check_before_loading(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+        # PyTorch's own load_state_dict takes weights that carry no marks, whoever made them.
+        missing = args[1]
+        missing[:] = [n for n in missing if not n.removeprefix(prefix).startswith(MARK)]
 
     def _freeze(self) -> None:
         if self.frozen_stages < 0:

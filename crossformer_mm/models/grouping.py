@@ -6,7 +6,8 @@ region, the tokens ``interval`` apart form a group. Along one axis a position is
 
     position = (region * group + member) * interval + offset
 
-and two tokens share a group when they agree on ``region`` and ``offset`` along both axes.
+and two tokens share a group when they agree on ``region`` and ``offset`` along both axes. Swin's
+shifted windows are regions that begin ``shift`` tokens later, and a smaller one before them.
 """
 
 from collections.abc import Iterator
@@ -17,13 +18,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LDA_MODES = ("fixed_interval", "fixed_group", "adaptive_interval")
+LONG_RANGES = ("lda", "swin", "pvt")
 
 
 class GroupPlan(NamedTuple):
     """How one attention call splits a map; all lengths are in tokens.
 
     A full group has ``group_height * group_width`` tokens, ``interval`` apart. Where the map is
-    not a multiple of the region, the groups at the bottom and right have fewer real tokens.
+    not a multiple of the region, the groups at the bottom and right have fewer real tokens. With a
+    ``shift``, those at the top and left have ``shift`` tokens a side.
     """
 
     height: int
@@ -31,6 +34,7 @@ class GroupPlan(NamedTuple):
     group_height: int
     group_width: int
     interval: int
+    shift: int = 0
 
     @property
     def regions(self) -> tuple[int, int]:
@@ -51,18 +55,32 @@ class GroupPlan(NamedTuple):
 
 
 def plan_groups(
-    height: int, width: int, group_size: int, interval: int, lda_mode: str, long_distance: bool
+    height: int,
+    width: int,
+    group_size: int,
+    interval: int,
+    lda_mode: str,
+    long_distance: bool,
+    long_range: str = "lda",
+    may_grow: bool = True,
 ) -> GroupPlan:
     """Choose the groups for one block on one map (CrossFormer, section 3.2).
 
     A map with a side of at most ``group_size`` is not split by interval: SDA and LDA are then the
     same, with groups as large as the map's smaller side (``fixed_interval``) or its larger one.
+    With ``long_range='swin'``, windows shifted by half their side stand in place of LDA. Without
+    ``may_grow`` it is always the smaller side, so that no group is larger than ``group_size`` but
+    in LDA under ``fixed_interval``.
     """
     if min(height, width) <= group_size:
-        side = min(height, width) if lda_mode == "fixed_interval" else max(height, width)
+        takes_smaller = lda_mode == "fixed_interval" or not may_grow
+        side = min(height, width) if takes_smaller else max(height, width)
         return GroupPlan(height, width, side, side, interval=1)
     if not long_distance:
         return GroupPlan(height, width, group_size, group_size, interval=1)
+    if long_range == "swin":
+        shift = group_size // 2
+        return GroupPlan(height, width, group_size, group_size, interval=1, shift=shift)
     if lda_mode == "fixed_interval":
         rows, columns = _divide_up(height, interval), _divide_up(width, interval)
         return GroupPlan(height, width, rows, columns, interval)
@@ -79,6 +97,8 @@ def partition(x: Tensor, plan: GroupPlan) -> Tensor:
     """Pad a map with zeros and split it: (B, H, W, C) -> (B, groups, tokens, C)."""
     (height, width), (rows, columns) = plan.padded_size, plan.regions
     x = F.pad(x, (0, 0, 0, width - plan.width, 0, height - plan.height))
+    if plan.shift:
+        x = x.roll((-plan.shift, -plan.shift), dims=(1, 2))
     in_rows, in_columns = (plan.group_height, plan.interval), (plan.group_width, plan.interval)
     x = x.reshape(x.shape[0], rows, *in_rows, columns, *in_columns, x.shape[-1])
     # (B, region y, member y, offset y, region x, member x, offset x, C)
@@ -93,6 +113,8 @@ def merge(groups: Tensor, plan: GroupPlan) -> Tensor:
     x = groups.reshape(batch, rows, step, columns, step, *members, channels)
     # (B, region y, offset y, region x, offset x, member y, member x, C)
     x = x.permute(0, 1, 5, 2, 3, 6, 4, 7).reshape(batch, *plan.padded_size, channels)
+    if plan.shift:
+        x = x.roll((plan.shift, plan.shift), dims=(1, 2))
     return x[:, : plan.height, : plan.width]
 
 
@@ -104,12 +126,30 @@ def real_tokens(plan: GroupPlan, device: torch.device) -> Tensor | None:
     return partition(ones, plan)[0, ..., 0]
 
 
+def allowed_keys(plan: GroupPlan, device: torch.device) -> Tensor | None:
+    """Mark the keys of each query: (groups, 1 or tokens, tokens) of bool, or None where it is all.
+
+    Rolling a map brings its two ends into one group, and they must not see each other (Swin
+    Transformer, section 3.2).
+    """
+    if not plan.shift:
+        real = real_tokens(plan, device)
+        return None if real is None else real[:, None]
+    is_first = [
+        torch.arange(side, device=device) < plan.shift for side in (plan.height, plan.width)
+    ]
+    places = 1 + 2 * is_first[0][:, None] + is_first[1].long()  # 0 is padding
+    places = partition(places[None, ..., None], plan)[0, ..., 0]
+    return places[:, :, None] == places[:, None]
+
+
 class AxisPart(NamedTuple):
     """Positions along one axis whose groups have the same number of real members."""
 
     regions: range
     members: int
     offsets: range
+    start: int = 0  # of the first region
 
 
 class Rectangle(NamedTuple):
@@ -132,18 +172,19 @@ class Rectangle(NamedTuple):
 
 def rectangles(plan: GroupPlan) -> list[Rectangle]:
     """The real tokens of a map, as at most nine rectangles of groups of equal shape."""
-    rows = _axis_parts(plan.height, plan.group_height, plan.interval)
-    columns = _axis_parts(plan.width, plan.group_width, plan.interval)
+    rows = _axis_parts(plan.height, plan.group_height, plan.interval, plan.shift)
+    columns = _axis_parts(plan.width, plan.group_width, plan.interval, plan.shift)
     return [Rectangle(row, column) for row in rows for column in columns]
 
 
-def _axis_parts(size: int, group: int, interval: int) -> list[AxisPart]:
-    full, rest = divmod(size, group * interval)
+def _axis_parts(size: int, group: int, interval: int, shift: int) -> list[AxisPart]:
+    full, rest = divmod(size - shift, group * interval)
     members, longer = divmod(rest, interval)
     parts = [
-        AxisPart(range(full), group, range(interval)),
-        AxisPart(range(full, full + 1), members + 1, range(longer)),
-        AxisPart(range(full, full + 1), members, range(longer, interval)),
+        AxisPart(range(1), shift, range(1)),
+        AxisPart(range(full), group, range(interval), shift),
+        AxisPart(range(full, full + 1), members + 1, range(longer), shift),
+        AxisPart(range(full, full + 1), members, range(longer, interval), shift),
     ]
     return [part for part in parts if part.regions and part.members and part.offsets]
 
@@ -156,7 +197,7 @@ def split_rectangle(rectangle: Rectangle, max_groups: int) -> Iterator[Rectangle
     regions_at_once = max(1, max_groups // (in_a_row * len(rows.offsets)))
     for regions in _split_range(rows.regions, regions_at_once):
         for offsets in _split_range(rows.offsets, offsets_at_once):
-            yield Rectangle(AxisPart(regions, rows.members, offsets), columns)
+            yield Rectangle(rows._replace(regions=regions, offsets=offsets), columns)
 
 
 def _split_range(whole: range, at_once: int) -> list[range]:
@@ -176,7 +217,8 @@ def _view_groups(
     for part, group, stride in zip(rectangle, groups, (width * channels, channels), strict=True):
         sizes += [len(part.regions), part.members, len(part.offsets)]
         strides += [group * plan.interval * stride, plan.interval * stride, stride]
-        start += (part.regions.start * group * plan.interval + part.offsets.start) * stride
+        first = part.start + part.regions.start * group * plan.interval + part.offsets.start
+        start += first * stride
     view = x.as_strided([*sizes, channels], [*strides, 1], start)
     view = view.unflatten(-1, (parts, num_heads, channels // (parts * num_heads)))
     return view.permute(7, 8, 0, 1, 3, 4, 6, 2, 5, 9)

@@ -1,4 +1,4 @@
-"""Dynamic position bias (CrossFormer, section 3.3): a small MLP turns offsets into biases."""
+"""Position biases: what is added to the scores for the offset between two tokens of a group."""
 
 from collections.abc import Iterator
 
@@ -6,15 +6,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+POSITION_BIASES = ("dpb", "dpb-residual", "rpb", "ape", "none")
+
 
 class DynamicPositionBias(nn.Module):
-    """Learn the bias of every offset between two tokens of a group, for each head.
+    """A small MLP turns the offset between two tokens into biases (CrossFormer, section 3.3).
 
-    Groups may have any shape. The MLP is ``embed_dims // 16`` wide.
+    Groups may have any shape. The MLP is ``embed_dims // 16`` wide. With ``residual``, its two
+    middle layers are added to their input.
     """
 
-    def __init__(self, embed_dims: int, num_heads: int) -> None:
+    def __init__(self, embed_dims: int, num_heads: int, residual: bool = False) -> None:
         super().__init__()
+        self.residual = residual
         hidden = embed_dims // 16
         self.pos_proj = nn.Linear(2, hidden)
         self.pos1 = nn.Sequential(nn.LayerNorm(hidden), nn.ReLU(), nn.Linear(hidden, hidden))
@@ -34,7 +38,54 @@ class DynamicPositionBias(nn.Module):
         # Half precision cannot tell large offsets apart, and the table is small.
         device_type = "cpu" if weight.device.type == "meta" else weight.device.type
         with torch.autocast(device_type, enabled=False):
-            return self.pos3(self.pos2(self.pos1(self.pos_proj(offsets))))
+            x = self.pos_proj(offsets)
+            for layer in (self.pos1, self.pos2):
+                x = x + layer(x) if self.residual else layer(x)
+            return self.pos3(x)
+
+
+class RelativePositionBias(nn.Module):
+    """A learned bias for every offset, as in Swin Transformer (section 3.2)."""
+
+    def __init__(self, group_size: int, num_heads: int) -> None:
+        super().__init__()
+        self.group_size = group_size
+        offsets = 2 * group_size - 1
+        self.relative_position_bias_table = nn.Parameter(torch.empty(offsets**2, num_heads))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw new values."""
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+
+    def forward(self, height: int, width: int) -> Tensor:
+        """Return the table as :class:`DynamicPositionBias` does, for groups of up to its size.
+
+        Raises:
+            ValueError: If a group is larger.
+        """
+        if max(height, width) > self.group_size:
+            raise ValueError(
+                f"position_bias='rpb' has biases for groups of {self.group_size} x "
+                f"{self.group_size} tokens, and this image needs {height} x {width}: choose "
+                "lda_mode='fixed_group' or 'adaptive_interval', whose groups do not grow with the "
+                "image, or position_bias='dpb'"
+            )
+        side = 2 * self.group_size - 1
+        table = self.relative_position_bias_table
+        # PyTorch's hooks on gradients cannot take a view of a parameter.
+        return crop_table(table.view(side, side, -1), height, width).clone()
+
+
+def build_position_bias(
+    kind: str, embed_dims: int, num_heads: int, group_size: int
+) -> nn.Module | None:
+    """Make the bias of one block's attention, one of :data:`POSITION_BIASES`; None without one."""
+    if kind == "rpb":
+        return RelativePositionBias(group_size, num_heads)
+    if kind in ("dpb", "dpb-residual"):
+        return DynamicPositionBias(embed_dims, num_heads, residual=kind == "dpb-residual")
+    return None
 
 
 def crop_table(table: Tensor, height: int, width: int) -> Tensor:

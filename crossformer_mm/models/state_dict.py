@@ -6,6 +6,7 @@ the names of their necks and heads, which have not changed since mmdet 2.8 and m
 of all names may stand the ``module.`` of data parallel training.
 """
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from crossformer_mm.models.architectures import ARCH_ZOO
+from crossformer_mm.models.grouping import LONG_RANGES
+from crossformer_mm.models.position_bias import POSITION_BIASES
 from crossformer_mm.utils.errors import CheckpointError, describe, one_line
 
 # Derived values that older releases stored beside the weights.
@@ -22,6 +25,12 @@ DERIVED_BUFFERS = ("biases", "relative_position_index", "attn_mask")
 PREFIX = "backbone."
 # In the metadata of a state dict: the backbone that loads it must check that all of it fits.
 STRICT = "crossformer_mm.strict"
+# Begins the names of empty buffers that say which variant of the model weights are of: for some
+# their names and shapes cannot tell.
+MARK = "variant_"
+# The arguments of the papers' ablations, the published model's value first.
+VARIANTS = dict(position_bias=POSITION_BIASES, long_range=LONG_RANGES, cross_scale=(True, False))
+TABLE = ".relative_position_bias_table"
 _CLASSIFIER = {
     f"head.{layer}{kind}": f"head.fc.{kind}" for layer in ("", "fc.") for kind in ("weight", "bias")
 }
@@ -184,9 +193,37 @@ def check_backbone(
     _, problems = compare_weights(weights, expected)
     if problems:
         arch = find_architecture(weights)
-        is_other = arch not in (None, find_architecture(expected))
-        hint = f" (its weights are those of arch {arch!r})" if is_other else ""
+        hints = [f"arch {arch!r}"] if arch not in (None, find_architecture(expected)) else []
+        own = find_variant(expected)
+        hints += [f"{k}={v!r}" for k, v in find_variant(weights).items() if v != own[k]]
+        hints += _what_table_needs(weights, expected)
+        hint = f" (its weights are those of {', '.join(hints)})" if hints else ""
         raise CheckpointError(f"{complaint}{hint}: {problems}")
+
+
+def variant_marks(**arguments: object) -> list[str]:
+    """The names of the empty buffers for arguments that differ from the published model's."""
+    return [f"{MARK}{name}_{v}" for name, v in arguments.items() if v != VARIANTS[name][0]]
+
+
+def find_variant(weights: Mapping[str, Tensor]) -> dict[str, object]:
+    """The arguments of :data:`VARIANTS` that the marks among a backbone's weights stand for."""
+    names = {name.removeprefix(PREFIX) for name in weights}
+    return {
+        name: next((v for v in choices[1:] if f"{MARK}{name}_{v}" in names), choices[0])
+        for name, choices in VARIANTS.items()
+    }
+
+
+def _what_table_needs(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    """What to do about a learned table of position biases of another group size."""
+    for name, value in weights.items():
+        other = expected.get(name)
+        if name.endswith(TABLE) and value.ndim == 2 and other is not None:
+            side, own = ((math.isqrt(len(table)) + 1) // 2 for table in (value, other))
+            if side != own:
+                return [f"group_size={side}, not {own}, which position_bias='rpb' cannot change"]
+    return []
 
 
 def compare_weights(
@@ -225,20 +262,23 @@ def compare_weights(
 def find_architecture(weights: Mapping[str, Tensor]) -> str | None:
     """Name the published architecture that a backbone's weights are of, by their shapes, or None.
 
-    It shows in the channels of the stem, the heads of all blocks, and the cooling layers.
+    It shows in the channels of the stem, the blocks, their heads where they have a position bias,
+    and the cooling layers.
     """
     shapes = {name.removeprefix(PREFIX): value.shape for name, value in weights.items()}
     stem, last_bias = shapes.get("patch_embed.norm.weight"), "attn.pos.pos3.2.bias"
+    blocks = {name.partition(".norm1.")[0] for name in shapes if name.endswith(".norm1.weight")}
     heads = {name: shape for name, shape in shapes.items() if name.endswith(last_bias)}
     plus_plus = any(".ex_ln." in name for name in shapes)
     for name, arch in ARCH_ZOO.items():
         own_heads = {
-            f"layers.{stage}.blocks.{i}.{last_bias}": (arch["num_heads"][stage],)
+            f"layers.{stage}.blocks.{i}": (arch["num_heads"][stage],)
             for stage, depth in enumerate(arch["depths"])
             for i in range(depth)
         }
-        own = ((arch["embed_dims"],), own_heads, arch["amplitude_cooling"])
-        if (stem, heads, plus_plus) == own:
+        own = ((arch["embed_dims"],), own_heads.keys(), arch["amplitude_cooling"])
+        same_heads = heads in ({}, {f"{k}.{last_bias}": v for k, v in own_heads.items()})
+        if (stem, blocks, plus_plus) == own and same_heads:
             return name
     return None
 

@@ -9,7 +9,13 @@ from torch import Tensor
 
 from crossformer_mm.models import CrossFormer
 from crossformer_mm.models.attention import GroupedAttention
-from crossformer_mm.models.grouping import LDA_MODES, GroupPlan, partition, plan_groups
+from crossformer_mm.models.grouping import (
+    LDA_MODES,
+    GroupPlan,
+    allowed_keys,
+    partition,
+    plan_groups,
+)
 
 Token = tuple[int, int]  # row and column on a stage's map
 
@@ -46,7 +52,8 @@ def record(backbone: CrossFormer, image: Tensor) -> Recording:
             hooks.enter_context(note_map)
             for index, block in enumerate(stage.blocks):
                 note = partial(note_call, (number, index, block.long_distance))
-                hooks.enter_context(block.attn.register_forward_pre_hook(note))
+                if isinstance(block.attn, GroupedAttention):
+                    hooks.enter_context(block.attn.register_forward_pre_hook(note))
         backbone(image)
     return Recording(calls, stage_maps)
 
@@ -66,8 +73,11 @@ def group_of_token(plan: GroupPlan, token: Token) -> Tensor:
     """Mark the tokens that share a group with one: (H, W) of bool."""
     numbers = torch.arange(1, plan.height * plan.width + 1).view(1, plan.height, plan.width, 1)
     groups = partition(numbers, plan)[0, ..., 0]  # (groups, tokens), 0 where it is padding
-    own = (groups == token[0] * plan.width + token[1] + 1).any(dim=1)
-    return torch.isin(numbers[0, ..., 0], groups[own])
+    (group,), (place,) = torch.where(groups == token[0] * plan.width + token[1] + 1)
+    own, allowed = groups[group], allowed_keys(plan, groups.device)
+    if allowed is not None:
+        own = own[allowed[group].expand(len(own), -1)[place]]
+    return torch.isin(numbers[0, ..., 0], own)
 
 
 @torch.no_grad()
@@ -89,4 +99,4 @@ def attention_of_token(call: AttentionCall, token: Token) -> Tensor:
 @torch.no_grad()
 def bias_table(call: AttentionCall) -> Tensor:
     """Compute the bias of every offset, query minus key: (heads, 2 * rows - 1, 2 * columns - 1)."""
-    return call.layer.pos(call.plan.group_height, call.plan.group_width).permute(2, 0, 1)
+    return call.layer.bias_table(call.plan, call.x).permute(2, 0, 1)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from crossformer_mm.models.attention import chunked, eager, sdpa, triton
 from crossformer_mm.models.grouping import GroupPlan, merge, partition
-from crossformer_mm.models.position_bias import DynamicPositionBias
+from crossformer_mm.models.position_bias import build_position_bias
 
 BACKENDS = {"eager": eager, "sdpa": sdpa, "chunked": chunked, "triton": triton}
 ATTN_BACKENDS = ("auto", *BACKENDS)
@@ -25,29 +25,44 @@ EAGER_SCORES = 2**24
 
 
 class GroupedAttention(nn.Module):
-    """Self-attention within groups, with a dynamic position bias (CrossFormer, section 3.2).
+    """Self-attention within groups, with a position bias (CrossFormer, section 3.2).
 
-    ``attn_backend`` is one of :data:`ATTN_BACKENDS`, see :func:`choose_backend`.
+    ``attn_backend`` is one of :data:`ATTN_BACKENDS`, see :func:`choose_backend`; ``position_bias``
+    one of :data:`POSITION_BIASES`, and ``group_size`` the largest side of groups under ``'rpb'``.
     """
 
-    def __init__(self, embed_dims: int, num_heads: int, attn_backend: str = "auto") -> None:
+    def __init__(
+        self,
+        embed_dims: int,
+        num_heads: int,
+        attn_backend: str = "auto",
+        position_bias: str = "dpb",
+        group_size: int = 7,
+    ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.attn_backend = attn_backend
         self.qkv = nn.Linear(embed_dims, embed_dims * 3)
         self.proj = nn.Linear(embed_dims, embed_dims)
-        self.pos = DynamicPositionBias(embed_dims, num_heads)
+        self.pos = build_position_bias(position_bias, embed_dims, num_heads, group_size)
 
     def forward(self, x: Tensor, plan: GroupPlan) -> Tensor:
         """Attend within the groups of ``plan``: (B, H, W, C) -> (B, H, W, C)."""
         backend, reason = choose_backend(self.attn_backend, x, plan, self.num_heads)
         _log_once(backend, reason)
-        table = self.pos(plan.group_height, plan.group_width)
+        table = self.bias_table(plan, x)
         if backend == "eager":  # padding goes through the linear layers too, as published FLOPs do
             qkv = self.qkv(partition(x, plan))
             attended = eager.attend_groups(qkv, table, plan, self.num_heads)
             return merge(self.proj(attended), plan)
         return self.proj(BACKENDS[backend].attend(self.qkv(x), table, plan, self.num_heads))
+
+    def bias_table(self, plan: GroupPlan, x: Tensor) -> Tensor:
+        """The biases of all offsets in a group of ``plan``, as :class:`DynamicPositionBias`."""
+        if self.pos is None:
+            sides = (2 * plan.group_height - 1, 2 * plan.group_width - 1)
+            return x.new_zeros(*sides, self.num_heads)
+        return self.pos(plan.group_height, plan.group_width)
 
 
 def choose_backend(

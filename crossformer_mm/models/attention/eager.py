@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from crossformer_mm.models.grouping import GroupPlan, merge, partition, real_tokens
+from crossformer_mm.models.grouping import GroupPlan, allowed_keys, merge, partition
 from crossformer_mm.models.position_bias import expand_table
 
 
@@ -29,9 +29,9 @@ def attend_groups(qkv: Tensor, table: Tensor, plan: GroupPlan, num_heads: int) -
     q, k, v = qkv.unflatten(-1, (3, num_heads, head_dims)).movedim(-3, 0).transpose(-3, -2)
     logits = q @ k.transpose(-2, -1) * head_dims**-0.5
     logits = logits + expand_table(table).to(logits.dtype)
-    real = real_tokens(plan, qkv.device)
-    if real is not None:
-        logits = logits.masked_fill(~real[:, None, None, :], torch.finfo(logits.dtype).min)
+    allowed = allowed_keys(plan, qkv.device)
+    if allowed is not None:
+        logits = logits.masked_fill(~allowed[:, None], torch.finfo(logits.dtype).min)
     output = logits.softmax(dim=-1).to(v.dtype) @ v
     return output.transpose(2, 3).flatten(3)
 

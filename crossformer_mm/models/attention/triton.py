@@ -25,6 +25,8 @@ def can_run(x: Tensor, plan: GroupPlan, num_heads: int) -> str | None:
 
     With the environment variable ``TRITON_INTERPRET=1``, tensors on a CPU will do.
     """
+    if plan.shift:
+        return "its kernels do not shift windows"
     if not hasattr(torch.library, "custom_op"):
         return f"it needs torch 2.4, and this is {torch.__version__}"
     if find_spec("triton") is None:

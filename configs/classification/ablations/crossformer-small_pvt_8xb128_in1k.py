@@ -1,0 +1,2 @@
+_base_ = "../crossformer-small_8xb128_in1k.py"
+model = dict(backbone=dict(long_range="pvt"))
