@@ -29,7 +29,8 @@ from crossformer_mm.analysis.variants import (
     Case,
     Variant,
 )
-from crossformer_mm.engine.config import add_cfg_options, choose_shape, load_model_config, type_name
+from crossformer_mm.engine.cfg_options import add_cfg_options
+from crossformer_mm.engine.config import choose_shape, load_model_config, type_name
 from crossformer_mm.models import LDA_MODES, CrossFormer
 from crossformer_mm.models.architectures import ARCH_ZOO
 from crossformer_mm.utils.cli import OneLineParser, errors_in_one_line, fail, run

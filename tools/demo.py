@@ -26,8 +26,8 @@ from crossformer_mm.checkpoints.loader import load_model
 from crossformer_mm.deploy.evaluation import StandIn
 from crossformer_mm.deploy.letterbox import use_letterbox
 from crossformer_mm.deploy.runtimes import ExportedModel
+from crossformer_mm.engine.cfg_options import add_cfg_options
 from crossformer_mm.engine.config import (
-    add_cfg_options,
     check_device,
     check_file,
     find_classes,

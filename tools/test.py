@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 from mmengine.config import Config, ConfigDict
 
-from crossformer_mm.datasets.paths import check_data
+from crossformer_mm.datasets.paths import check_data, walk_datasets
 from crossformer_mm.engine import config
+from crossformer_mm.engine.hooks.draw_predictions import DrawPredictionsHook
 from crossformer_mm.engine.runner import build_runner
 from crossformer_mm.utils import cli
 from crossformer_mm.utils.errors import CheckpointError, DataError
@@ -42,17 +43,41 @@ def apply_options(cfg: Config, args: argparse.Namespace) -> None:
     if args.out is not None:
         if not args.out.endswith((".pkl", ".pickle")):
             cli.fail(f"--out {args.out} must end with .pkl or .pickle")
+        config.check_writable("--out", args.out)
         kind = "DumpDetResults" if cfg.default_scope == "mmdet" else "DumpResults"
         cfg.test_evaluator.append(dict(type=kind, out_file_path=args.out))
     if args.show_dir is not None:
-        draw_predictions(cfg, os.path.abspath(args.show_dir))
+        config.check_writable("--show-dir", args.show_dir, is_folder=True)
     if args.tta:
         config.require(cfg, ("tta_model", "tta_pipeline"), "--tta")
         cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
         cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+    if cfg.default_scope == "mmseg" and all(e.get("format_only") for e in cfg.test_evaluator):
+        do_without_labels(cfg.test_dataloader.dataset)
     if args.amp:
         config.check_amp()
         cfg.test_cfg.fp16 = True
+
+
+def do_without_labels(dataset: ConfigDict) -> None:
+    """Read images alone, as those of a server's test set are."""
+
+    def images_alone(transforms: list) -> list:
+        kept = []
+        for transform in transforms:
+            if isinstance(transform, list):
+                kept += filter(None, [images_alone(transform)])
+            elif config.type_name(transform) not in ("LoadAnnotations", "CheckSegLabels"):
+                inner = transform.get("transforms")
+                kept.append(
+                    {**transform, "transforms": images_alone(inner)} if inner else transform
+                )
+        return kept
+
+    for each in walk_datasets(dataset):
+        (each.get("data_prefix") or {}).pop("seg_map_path", None)
+        if "pipeline" in each:
+            each.pipeline = images_alone(each.pipeline)
 
 
 def choose_metrics(evaluators: list, metrics: list[str]) -> None:
@@ -68,28 +93,20 @@ def choose_metrics(evaluators: list, metrics: list[str]) -> None:
             evaluator.metric = metrics
 
 
-def draw_predictions(cfg: Config, folder: str) -> None:
-    """Draw every image: the hook's options differ between the libraries."""
-    config.require(cfg.default_hooks, ("visualization",), "--show-dir")
-    hook = cfg.default_hooks.visualization
-    if cfg.default_scope == "mmdet":
-        hook.update(draw=True, test_out_dir=folder)
-    elif cfg.default_scope == "mmseg":
-        hook.update(draw=True, interval=1)
-        cfg.visualizer.save_dir = folder
-    else:
-        hook.update(enable=True, interval=1, out_dir=folder)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Test as the command line says."""
     args = parse_args(argv)
     cfg = config.load_config(args.config, args.cfg_options, args.work_dir)
     apply_options(cfg, args)
+    config.check_writable("--work-dir", cfg.work_dir, is_folder=True)
     check_data(cfg, "test_dataloader")
     known = cli.errors_in_one_line(CheckpointError, DataError)
-    with known, cli.full_disk_in_one_line(cfg.work_dir):
-        build_runner(cfg, args.launcher, all_weights_needed=True).test()
+    built = config.config_errors_in_one_line(cfg)
+    with built, known, cli.full_disk_in_one_line(cfg.work_dir):
+        runner = build_runner(cfg, args.launcher, all_weights_needed=True)
+        if args.show_dir is not None:
+            runner.register_hook(DrawPredictionsHook(os.path.abspath(args.show_dir)))
+        runner.test()
 
 
 if __name__ == "__main__":

@@ -57,9 +57,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     cfg = config.load_config(args.config, args.cfg_options, args.work_dir)
     apply_options(cfg, args)
+    config.check_loops(cfg)
+    config.check_writable("--work-dir", cfg.work_dir, is_folder=True)
     check_data(cfg, "train_dataloader", "val_dataloader")
     known = errors_in_one_line(CheckpointError, DataError, InvalidLossError)
-    with known, full_disk_in_one_line(cfg.work_dir):
+    built = config.config_errors_in_one_line(cfg)
+    with built, known, full_disk_in_one_line(cfg.work_dir):
         build_runner(cfg, args.launcher, all_weights_needed=cfg.get("resume", False)).train()
 
 

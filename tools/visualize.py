@@ -13,7 +13,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from mmengine.config import Config
 
-from crossformer_mm.engine.config import add_cfg_options, check_device, check_file, load_config
+from crossformer_mm.engine.cfg_options import add_cfg_options
+from crossformer_mm.engine.config import check_device, check_file, load_config
 from crossformer_mm.models.crossformer import MIN_IMAGE_SIZE
 from crossformer_mm.utils.cli import OneLineParser, errors_in_one_line, fail, run
 from crossformer_mm.utils.errors import CheckpointError

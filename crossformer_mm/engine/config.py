@@ -1,22 +1,28 @@
 """Configs as the command line gives them: options, where data are, what is missing."""
 
+import errno
 import os
+import tempfile
+import traceback
 from argparse import SUPPRESS, ArgumentParser
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import torch
-from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config import Config, ConfigDict
 from mmengine.hub import get_config
 from mmengine.registry import DATASETS
 from torch import nn
 
 from crossformer_mm.datasets.paths import move_paths
 from crossformer_mm.engine.amp import has_bf16
+from crossformer_mm.engine.cfg_options import add_cfg_options, merge_options
 from crossformer_mm.models.crossformer import MIN_IMAGE_SIZE
 from crossformer_mm.utils.cli import fail
+from crossformer_mm.utils.errors import one_line, reason_of
 from crossformer_mm.utils.requirements import HOW_TO_INSTALL
 
 
@@ -24,22 +30,6 @@ def add_config_arguments(parser: ArgumentParser) -> None:
     """Add what every tool takes that reads a config."""
     parser.add_argument("config", help="config file")
     add_cfg_options(parser)
-
-
-class _CfgOptions(DictAction):
-    def __call__(self, *args: object, **kwargs: object) -> None:
-        try:
-            super().__call__(*args, **kwargs)
-        except (AssertionError, ValueError) as error:
-            fail(f"--cfg-options takes KEY=VALUE: {error}")
-
-
-def add_cfg_options(parser: ArgumentParser) -> None:
-    """Add the option that overrides config entries."""
-    what = "override config entries; data_root=DIR moves all data paths"
-    parser.add_argument(
-        "--cfg-options", nargs="+", action=_CfgOptions, metavar="KEY=VALUE", help=what
-    )
 
 
 def add_common_arguments(parser: ArgumentParser) -> None:
@@ -72,7 +62,7 @@ def load_config(path: str, options: Mapping | None = None, work_dir: str | None 
     if "data_root" in options and "data_root" in cfg:
         new_root = str(options.pop("data_root")).rstrip("/") + "/"
         cfg = Config(move_paths(cfg.to_dict(), cfg.data_root, new_root), filename=cfg.filename)
-    cfg.merge_from_dict(options)
+    merge_options(cfg, options)
     cfg.work_dir = work_dir or cfg.get("work_dir") or f"work_dirs/{Path(path).stem}"
     if Path(cfg.work_dir).exists() and not Path(cfg.work_dir).is_dir():
         fail(f"the work directory {cfg.work_dir} is not a folder: give another --work-dir")
@@ -80,6 +70,44 @@ def load_config(path: str, options: Mapping | None = None, work_dir: str | None 
     if scope in ("mmpretrain", "mmdet", "mmseg") and find_spec(scope) is None:
         fail(f"config {path} needs {scope}, which is not installed: {HOW_TO_INSTALL}")
     return cfg
+
+
+# What a library's error means for the config.
+MEANINGS = {
+    "Expected more than 1 value per channel": (
+        "train_dataloader.batch_size=1 is too small for a norm over the batch (BN) that sees one "
+        "value of each channel, as in UPerNet's head: give at least 2 for each process"
+    ),
+}
+
+
+@contextmanager
+def config_errors_in_one_line(cfg: Config) -> Iterator[None]:
+    """End the program with one line at an error that comes from a config's entries.
+
+    These are errors of what is built from them, and those of :data:`MEANINGS`.
+    """
+    try:
+        yield
+    except Exception as error:
+        for text, meaning in MEANINGS.items():
+            if text in str(error):
+                fail(f"config {cfg.filename}: {meaning}")
+        frames = traceback.extract_tb(error.__traceback__)
+        builders = [f.name for f in frames if "mmengine" in f.filename and "build" in f.name]
+        if not builders:
+            raise
+        entry = builders[0].replace("build_", "").replace("from_cfg", "model")
+        said = error.args[0] if isinstance(error, KeyError) else reason_of(error)
+        fail(f"config {cfg.filename}, {entry}: {one_line(str(said))}")
+
+
+def check_loops(cfg: Config) -> None:
+    """Fail if a training would have no steps."""
+    for name in ("max_epochs", "max_iters", "val_interval"):
+        value = (cfg.get("train_cfg") or {}).get(name, 1)
+        if type(value) is not int or value < 1:
+            fail(f"train_cfg.{name} must be a whole number, at least 1, not {value!r}")
 
 
 def type_name(cfg: Mapping) -> str:
@@ -120,6 +148,20 @@ def check_file(path: str | None, argument: str) -> None:
     file = Path(os.path.expanduser(path or ""))  # leaves names of unknown users as they are
     if path is not None and "://" not in path and not file.is_file():
         fail(f"{argument} {path} {'is not a file' if file.exists() else 'does not exist'}")
+
+
+def check_writable(argument: str, path: str, is_folder: bool = False) -> None:
+    """Make the folder that is to be written to; fail if that or the file is impossible."""
+    target = Path(os.path.expanduser(path))
+    folder = target if is_folder else target.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not is_folder and target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        fail(f"{argument} {path} cannot be written: {error.strerror}")
 
 
 def check_device(name: str) -> torch.device:

@@ -1,5 +1,6 @@
 """The runner of the tools: mmengine's, with errors that name the file and repeatable data."""
 
+import traceback
 from collections.abc import Mapping
 from functools import partial
 
@@ -25,7 +26,7 @@ from crossformer_mm.engine.hooks.data_check import DataCheckHook
 from crossformer_mm.engine.hooks.loss_check import LossCheckHook
 from crossformer_mm.engine.hooks.whole_checkpoints import WholeCheckpointsHook
 from crossformer_mm.engine.seeding import SeedEachIterationHook, take_samples, with_seeding_sampler
-from crossformer_mm.utils.errors import DataError
+from crossformer_mm.utils.errors import DataError, reason_of
 
 
 class CheckedRunner(Runner):
@@ -37,7 +38,7 @@ class CheckedRunner(Runner):
     ) -> DataLoader:
         """Build a data loader as mmengine does. Each sample has its own random numbers.
 
-        Raises DataError if the data set cannot be read or is empty.
+        Raises DataError if the data set cannot be read or is empty, or the loader not be built.
         """
         try:
             checked = with_seeding_sampler(dataloader)
@@ -53,7 +54,10 @@ class CheckedRunner(Runner):
             dataset, keys = dataloader["dataset"], ("data_root", "ann_file", "data_prefix")
             place = {key: dataset[key] for key in keys if dataset.get(key)}
             what = f"data set {dataset.get('type')} ({place})"
-            raise DataError(f"{what} cannot be read: {error}") from error
+            frames = traceback.extract_tb(error.__traceback__)
+            if any(frame.name == build_dataset.__name__ for frame in frames):
+                raise DataError(f"{what} cannot be read: {reason_of(error)}") from error
+            raise DataError(f"the loader of {what} cannot be built: {reason_of(error)}") from error
         if not hasattr(loader.dataset, "__getitems__"):  # what torch asks for a batch
             loader.dataset.__getitems__ = partial(take_samples, loader.dataset)
         for dataset in walk_datasets(loader.dataset):

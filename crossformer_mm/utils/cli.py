@@ -16,6 +16,8 @@ from typing import NoReturn
 from torch import distributed
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
+from crossformer_mm.utils.errors import printable, reason_of
+
 
 class OneLineParser(ArgumentParser):
     """A parser that leaves the usage out of its error messages."""
@@ -27,7 +29,13 @@ class OneLineParser(ArgumentParser):
 
 def fail(message: str) -> NoReturn:
     """End the program with exit status 1 and one line on the error stream."""
-    raise SystemExit(f"error: {message}")
+    raise SystemExit(f"error: {printable(message)}")
+
+
+def warn(message: str) -> None:
+    """Print one line on the error stream, of one process of several."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"warning: {printable(message)}", file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -37,7 +45,7 @@ def errors_in_one_line(*kinds: type[Exception]) -> Iterator[None]:
         yield
     except kinds as error:
         # One from a process that loads data has that process's traceback before it.
-        fail(str(error).rpartition(f"{type(error).__name__}: ")[2].strip())
+        fail(reason_of(error).rpartition(f"{type(error).__name__}: ")[2].strip())
 
 
 @contextmanager

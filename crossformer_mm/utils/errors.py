@@ -1,5 +1,7 @@
 """What is wrong with a checkpoint or a data set, in one line."""
 
+import traceback
+
 
 class CheckpointError(ValueError):
     """A checkpoint cannot be used; the message names the file and the reason."""
@@ -17,10 +19,22 @@ class ExportError(ValueError):
     """A model cannot be exported as asked; the message says why in one line."""
 
 
+def printable(text: str) -> str:
+    """Escape what a terminal would act on, such as line breaks: text of files and paths has it."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
 def one_line(text: str, limit: int = 300) -> str:
     """Make text that comes from a file fit to be shown: printable, and not longer than a limit."""
-    shown = text[:limit] + ("..." if len(text) > limit else "")
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in shown)
+    return printable(text[:limit] + ("..." if len(text) > limit else ""))
+
+
+def reason_of(error: BaseException) -> str:
+    """The text of an error, or for an assertion without any, what was asserted and where."""
+    if str(error) or not isinstance(error, AssertionError):
+        return str(error) or type(error).__name__
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{last.line} does not hold in {last.name} ({last.filename}:{last.lineno})"
 
 
 def describe(value: object) -> str:

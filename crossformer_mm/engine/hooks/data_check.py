@@ -14,7 +14,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop, Runner
 from PIL import Image
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from crossformer_mm.datasets.checked_pipeline import CheckedCompose
 from crossformer_mm.datasets.coco_annotations import (
@@ -58,6 +58,8 @@ class DataCheckHook(Hook):
         for name, dataset in datasets:
             _check_dataset(dataset, name, classes)
         for name, loop in loops.items():
+            if name != "train":
+                _check_batches(model, name, loop.dataloader)
             for metric in loop.evaluator.metrics if hasattr(loop, "evaluator") else ():
                 _check_metric(metric, name, loop.dataloader.dataset, classes)
 
@@ -164,6 +166,22 @@ def _check_orientation(paths: list[str]) -> None:
             "OpenCV turns them, and annotations must be those of the turned pictures",
             logger="current",
             level=WARNING,
+        )
+
+
+def _check_batches(model: nn.Module, name: str, loader: DataLoader) -> None:
+    """mmseg stacks images of one size, or pads them if its preprocessor is told to."""
+    pads = getattr(getattr(model, "data_preprocessor", None), "test_cfg", True) is not None
+    if pads or (loader.batch_size or 1) == 1:
+        return
+    numbers = range(min(SAMPLES, len(loader.dataset)))
+    sizes = {tuple(loader.dataset[number]["inputs"].shape[-2:]) for number in numbers}
+    if len(sizes) > 1:
+        raise DataError(
+            f"images of {name}_dataloader have several sizes, such as {some(sorted(sizes))}, and "
+            f"cannot be in one batch of {loader.batch_size}: write {name}_dataloader=dict("
+            "batch_size=1), or model=dict(data_preprocessor=dict(test_cfg=dict(size_divisor=32))), "
+            "which pads them"
         )
 
 
