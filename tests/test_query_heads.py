@@ -1,7 +1,5 @@
 """DINO and Mask2Former: each recipe is the library's own for Swin, and the small ones learn."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from conftest import CONFIGS
@@ -15,8 +13,8 @@ from crossformer_mm.engine.config import load_config
 from crossformer_mm.engine.runner import build_runner
 from crossformer_mm.models.build import build_on_meta
 
-# The library's recipe, and what differs: mmdet has no DINO of four scales over Swin, and our folders
-# of data end with a slash.
+# The library's recipe, and what differs: mmdet has DINO over Swin with five scales only, and our
+# folders of data end with a slash.
 LIKE = {
     "detection/dino-4scale_crossformer-{}_8xb2-12e_coco": (
         "mmdet::dino/dino-5scale_swin-l_8xb2-12e_coco.py",

@@ -1,4 +1,5 @@
-# The shipped DINO in small: it learns the toy data of tools/make_toy_dataset.py from scratch.
+# The shipped DINO in small: it learns the toy data of tools/make_toy_dataset.py from
+# scratch.
 _base_ = "dino-4scale_crossformer-s_8xb2-12e_coco.py"
 
 max_epochs = 12

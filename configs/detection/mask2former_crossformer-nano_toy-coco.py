@@ -1,4 +1,5 @@
-# The shipped Mask2Former in small: it learns the toy data of tools/make_toy_dataset.py from scratch.
+# The shipped Mask2Former in small: it learns the toy data of tools/make_toy_dataset.py from
+# scratch.
 _base_ = "mask2former_crossformer-s_8xb2-lsj-50e_coco.py"
 
 max_iters = 3000

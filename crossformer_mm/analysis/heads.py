@@ -1,13 +1,12 @@
-"""Heads of the libraries over this backbone: the list, and a training step and a prediction of each.
+"""Which heads of the libraries were tried over this backbone: a training step and a prediction.
 
-The rest of a model is the library's own config: only the backbone, and what depends on the number
-of its channels, is replaced. Images and labels are random.
+The rest of a model is the library's own config: only the backbone is replaced, and what depends on
+the number of its channels. Images and labels are random.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
@@ -35,7 +34,7 @@ IMAGES, CLASSES = 2, 10
 
 
 class Head(NamedTuple):
-    """A head to try; ``replaced`` has entries below ``model`` by their dotted names."""
+    """A head to try; ``replaced`` has entries of a config's ``model`` by their dotted names."""
 
     name: str
     config: str
@@ -147,26 +146,24 @@ def config_of(head: Head) -> Config:
 
 
 def try_head(head: Head) -> Trial:
-    """Build a head's model; take a training step and a prediction on random images."""
+    """Build a head's model; take a training step and predict, on random images."""
     torch.manual_seed(0)
-    params, results = 0, []
     try:
         cfg = config_of(head)
-        model = revert_sync_batchnorm(build_model(cfg))
+        model, batch = revert_sync_batchnorm(build_model(cfg)), make_batch(cfg)
         model.init_weights()
-        params = sum(p.numel() for p in model.parameters())
-        batch = make_batch(cfg)
-        results = ["", ""]
     except Exception as error:
-        results = [_reason(error)] * 2
-    for number, step in enumerate((_train, _predict)):
-        if not results[number]:
-            try:
-                step(model, batch)
-                results[number] = "ok"
-            except Exception as error:
-                results[number] = _reason(error)
-    return Trial(params, *results)
+        return Trial(0, *[_reason(error)] * 2)
+    params = sum(parameter.numel() for parameter in model.parameters())
+    return Trial(params, *[_result_of(step, model, batch) for step in (_train, _predict)])
+
+
+def _result_of(step: Callable, model: nn.Module, batch: Mapping) -> str:
+    try:
+        step(model, batch)
+    except Exception as error:
+        return _reason(error)
+    return "ok"
 
 
 def _reason(error: Exception) -> str:
@@ -200,6 +197,7 @@ def _predict(model: nn.Module, batch: Mapping) -> None:
 
 
 def _tensors(value: object) -> list[Tensor]:
+    """All tensors in what a library predicts for an image, such as boxes, labels and masks."""
     if torch.is_tensor(value):
         return [value]
     return (
@@ -220,16 +218,15 @@ def make_batch(cfg: Config) -> dict:
 
 
 def _segments(number: int) -> object:
-    """Labels of every pixel; blocks of them, as heads that match segments need some to match."""
     from mmseg.structures import SegDataSample
 
+    # In blocks: heads that match segments sample points of them.
     labels = torch.randint(CLASSES, (5, 5)).repeat_interleave(50, 0).repeat_interleave(62, 1)
-    size = dict.fromkeys(("ori_shape", "img_shape", "pad_shape"), IMAGE[1:])
-    return SegDataSample(metainfo=size, gt_sem_seg=PixelData(data=labels[None]))
+    sizes = dict.fromkeys(("ori_shape", "img_shape", "pad_shape"), IMAGE[1:])
+    return SegDataSample(metainfo=sizes, gt_sem_seg=PixelData(data=labels[None]))
 
 
 def _classes(number: int) -> object:
-    """A label, and the same as a score of every class, which multi-label heads take."""
     from mmpretrain.structures import DataSample
 
     return DataSample().set_gt_label(number + 1)
