@@ -1,5 +1,4 @@
-# The shipped Mask2Former in small: it learns the toy data of tools/make_toy_dataset.py from
-# scratch.
+# The shipped Mask2Former in small, for the toy data of tools/make_toy_dataset.py.
 _base_ = "mask2former_crossformer-s_8xb2-lsj-50e_coco.py"
 
 max_iters = 3000

@@ -31,6 +31,8 @@ POOLED = dict(out_indices=(3,), final_norm=True)
 IMAGE = (3, 250, 310)
 PADDED = (256, 320)  # instead of 512 x 512 or 1024 x 1024, where a config pads to a size
 IMAGES, CLASSES = 2, 10
+# Of detectors: untrained ones are sure of nothing, and each mask takes time.
+TESTED = dict(score_thr=0.0, filter_thr=0.0, max_per_img=10, nms_pre=100)
 
 
 class Head(NamedTuple):
@@ -142,7 +144,16 @@ def config_of(head: Head) -> Config:
     for padding in (preprocessor, *(preprocessor.get("batch_augments") or ())):
         if "size" in padding:
             padding["size"] = PADDED
+    _replace_all(cfg.model.get("test_cfg"), TESTED)
     return cfg
+
+
+def _replace_all(value: object, entries: Mapping) -> None:
+    """Replace entries of a dict, and of those in it, that are there."""
+    if isinstance(value, dict):
+        value.update({key: entry for key, entry in entries.items() if key in value})
+        for inner in value.values():
+            _replace_all(inner, entries)
 
 
 def try_head(head: Head) -> Trial:
@@ -183,7 +194,7 @@ def _train(model: nn.Module, batch: Mapping) -> None:
 
 
 def _predict(model: nn.Module, batch: Mapping) -> None:
-    """Predict; raise if an image has no prediction, or one with a number that is not finite."""
+    """Predict; raise if an image has no prediction, or one that is empty or not finite."""
     model.eval()
     with torch.no_grad():
         samples = model.test_step(batch)
@@ -192,8 +203,8 @@ def _predict(model: nn.Module, batch: Mapping) -> None:
     for sample in samples:
         found = [value for name, value in sample.items() if name.startswith("pred_")]
         tensors = [t for each in found for t in _tensors(each)]
-        if not tensors or not all(t.isfinite().all() for t in tensors):
-            raise ValueError("a prediction is missing or not finite")
+        if not tensors or not all(t.numel() and t.isfinite().all() for t in tensors):
+            raise ValueError("a prediction is missing, empty or not finite")
 
 
 def _tensors(value: object) -> list[Tensor]:
