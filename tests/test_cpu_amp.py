@@ -76,8 +76,9 @@ def test_a_head_trains_and_is_tested(path, toy_data_roots, tmp_path):
     losses = compare_losses(runner)
     runner.train()
     assert len(losses) == 3
+    tolerance = 0.05 if "dino" in path.stem else 0.01  # untrained scores choose DINO's queries
     for found, exact in losses:
-        assert found == pytest.approx(exact, rel=0.01) and found != exact
+        assert found == pytest.approx(exact, rel=tolerance) and found != exact
     assert METRICS[path.parent.name] in runner.test()
 
 

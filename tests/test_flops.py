@@ -62,9 +62,18 @@ def test_the_model_zoo_has_these_sizes(task):
     configs = {ROOT / model["Config"] for model in models}
     assert configs >= {config for config, *_ in CASES if config.parent.name == task}
     for model in models:
-        complexity = complexity_of(ROOT / model["Config"])
-        found = (model["Metadata"]["Parameters"], model["Metadata"]["FLOPs"])
-        assert found == (complexity.params, complexity.flops), model["Name"]
+        config, meta = ROOT / model["Config"], model["Metadata"]
+        if "FLOPs" in meta:
+            complexity = complexity_of(config)
+            expected = (complexity.params, complexity.flops)
+            assert (meta["Parameters"], meta["FLOPs"]) == expected, model["Name"]
+        else:
+            built = build_on_meta(load_config(str(config)))
+            total = sum(p.numel() for p in built.parameters())
+            # mmdet 3.3 has a smaller MLP for the positions of DINO's queries.
+            assert meta["Parameters"] - total in (0, 512 * 256 * (meta["Method"] == "DINO"))
+            with pytest.raises(ValueError, match="cannot be counted"):
+                measure(built, (320, 320))
 
 
 # Millions of parameters and billions of multiply-adds, published by the authors of Swin: another

@@ -27,13 +27,19 @@ AUTHORS = "https://github.com/cheerss/CrossFormer"
 
 
 def update_metafile(text: str) -> str:
-    """Replace the parameters and FLOPs of every model in a metafile by those of its config."""
+    """Replace the parameters and FLOPs of every model in a metafile by those of its config.
+
+    A model without FLOPs there, as its head cannot be counted, gets its parameters only.
+    """
     for model in yaml.safe_load(text)["Models"]:
         cfg = load_config(str(ROOT / model["Config"]))
-        complexity = measure(build_on_meta(cfg), DEFAULT_SHAPES[cfg.default_scope])
+        built = build_on_meta(cfg)
+        sizes = {"Parameters": sum(parameter.numel() for parameter in built.parameters())}
+        if "FLOPs" in model["Metadata"]:
+            sizes["FLOPs"] = measure(built, DEFAULT_SHAPES[cfg.default_scope]).flops
         start = text.index(f"  - Name: {model['Name']}\n")
         head, entry = text[:start], text[start:]
-        for key, value in (("Parameters", complexity.params), ("FLOPs", complexity.flops)):
+        for key, value in sizes.items():
             entry = re.sub(rf"{key}: \d+", f"{key}: {value}", entry, count=1)
         text = head + entry
     return text
@@ -60,7 +66,7 @@ def make_row(model: dict, published: dict, metrics: Iterable[str]) -> dict[str, 
         "groups": meta["Groups"],
         "recipe": describe_recipe(meta),
         "params": f"{meta['Parameters'] / 1e6:.1f}M",
-        "FLOPs": f"{meta['FLOPs'] / 1e9:.1f}G",
+        "FLOPs": f"{meta['FLOPs'] / 1e9:.1f}G" if "FLOPs" in meta else "–",
         **{f"{metric}, published": str(published.get(metric, "–")) for metric in metrics},
         "config": f"[{model['Name']}]({Path(model['Config']).name})",
         "weights": f"[authors]({AUTHORS})" if published else "–",

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from mmengine.config import Config, ConfigDict
-from mmengine.hub import get_config
 from mmengine.registry import DATASETS
 from torch import nn
 
@@ -49,13 +48,10 @@ def load_config(path: str, options: Mapping | None = None, work_dir: str | None 
     ``data_root`` moves all paths below the old one. Without ``work_dir``, the folder is the
     config's own or ``work_dirs/NAME``.
     """
-    library, colons, _ = path.partition("::")
-    if not colons:
-        check_file(path, "config")
-    elif find_spec(library) is None:  # which mmengine would install
-        fail(f"config {path} needs {library}, which is not installed: {HOW_TO_INSTALL}")
+    file = _find_library_config(path) if "::" in path else path
+    check_file(file, "config")
     try:
-        cfg = get_config(path) if colons else Config.fromfile(path)
+        cfg = Config.fromfile(file)
     except Exception as error:
         fail(f"config {path} cannot be read: {error}")
     options = dict(options or {})
@@ -108,6 +104,14 @@ def check_loops(cfg: Config) -> None:
         value = (cfg.get("train_cfg") or {}).get(name, 1)
         if type(value) is not int or value < 1:
             fail(f"train_cfg.{name} must be a whole number, at least 1, not {value!r}")
+
+
+def _find_library_config(path: str) -> str:
+    """The file of ``LIBRARY::FOLDER/NAME.py``; mmengine finds onedl's mmseg under no name."""
+    library, _, name = path.partition("::")
+    if find_spec(library) is None:  # which mmengine would install
+        fail(f"config {path} needs {library}, which is not installed: {HOW_TO_INSTALL}")
+    return str(Path(find_spec(library).origin).parent / ".mim/configs" / name)
 
 
 def type_name(cfg: Mapping) -> str:

@@ -1,5 +1,7 @@
 """Build the model of a config, with weights or without memory for them."""
 
+from copy import deepcopy
+
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
@@ -8,7 +10,7 @@ from torch import nn
 
 def build_model(cfg: Config) -> nn.Module:
     """Build a config's model as mmengine's runner does, from the scope that the config names."""
-    model_cfg = cfg.model.copy()
+    model_cfg = deepcopy(cfg.model)  # mmdet's DETRs write into theirs
     if "data_preprocessor" in cfg:
         model_cfg.setdefault("data_preprocessor", cfg.data_preprocessor)
     with MODELS.switch_scope_and_registry(cfg.get("default_scope")) as registry:

@@ -1,0 +1,1 @@
+_base_ = "_base_/recipes/mask2former_8xb2-160k_ade20k-512x512.py"
