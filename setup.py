@@ -63,6 +63,12 @@ EXPORT = [
     *("openvino>=2025.0", "nncf>=2.16"),
 ]
 
+# The page of tools/explore.py. gradio asks for a pillow below 13 itself, and takes any pandas; 3.1
+# would bring numpy 2, which PyTorch 2.1 does not take.
+EXPLORE = ["gradio>=6", "pandas<3"]
+# playwright drives Chromium in the page's tests.
+TESTS = ["pytest>=7.3", "pytest-xdist>=3", "playwright>=1.40"]
+
 setup(
     name="crossformer_mm",
     version=read_version(),
@@ -77,7 +83,8 @@ setup(
         "onedl": family("onedl"),
         "openmmlab": family("openmmlab"),
         "export": EXPORT,
-        "dev": ["pytest>=7.3", "pytest-xdist>=3", "ruff==0.17.6", "tensorboard", *EXPORT],
+        "explore": EXPLORE,
+        "dev": [*TESTS, "ruff==0.17.6", "tensorboard", *EXPORT, *EXPLORE],
     },
     cmdclass={"build_py": BuildWithMim},
 )

@@ -2,7 +2,6 @@
 
 import json
 import re
-import runpy
 from pathlib import Path
 
 import cv2
@@ -17,6 +16,7 @@ from test_hostile_checkpoints import ATTACKS
 
 from crossformer_mm.engine.config import load_config
 from crossformer_mm.models.build import build_model
+from crossformer_mm.visualization.prediction import INFERENCERS
 
 DEMO = ROOT / "tools/demo.py"
 RESIZED = "test_dataloader.dataset.pipeline.1.scale"
@@ -86,7 +86,7 @@ def name_of(label: int) -> str:
 def check(task: str, record: dict, checkpoint: str, image: str) -> None:
     """Compare with the library's inferencer that loads config and checkpoint itself."""
     cfg = load_config(str(CONFIG_OF[task]), OPTIONS[task])
-    inferencer = runpy.run_path(str(DEMO))["INFERENCERS"][cfg.default_scope]
+    inferencer = INFERENCERS[cfg.default_scope]
     config = str(Path(checkpoint).with_suffix(".py"))
     cfg.dump(config)
     model = get_object_from_string(inferencer)(config, checkpoint, device="cpu")

@@ -35,8 +35,10 @@ if sys.argv[1]:
 has_project() {
     (cd / && "$1" -c '
 import sys
-import onnxruntime, onnxscript, pytest, ruff, safetensors, tensorboard, xdist
+from importlib.metadata import version
+import onnxruntime, onnxscript, playwright, pytest, ruff, safetensors, tensorboard, xdist
 import crossformer_mm
+version("gradio")  # which takes seconds to import
 assert crossformer_mm.__path__ == sys.argv[1:]
 ' "$ROOT/crossformer_mm") >/dev/null 2>&1
 }

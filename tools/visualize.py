@@ -52,6 +52,8 @@ def draw(args: argparse.Namespace, cfg: Config) -> Figure:
     stages = sorted(set(args.stage or range(last + 1)))
     if wrong := set(stages) - set(range(last + 1)):
         fail(f"--stage {min(wrong)}: this backbone runs stages 0 to {last}")
+    if backbone.long_range == "pvt" and args.kind != "features":
+        fail(f"{args.kind}: long_range='pvt' has no groups and no bias; draw features instead")
     pixels, image = inputs.read_image(args.image, cfg, args.shape)
     sizes = [tuple(-(-side // 2**n) for side in pixels.shape[:2]) for n in (2, 3, 4, 5)]
     tokens = choose_tokens(sizes, stages, args.token)

@@ -18,6 +18,7 @@ from crossformer_mm.models.grouping import (
 )
 
 Token = tuple[int, int]  # row and column on a stage's map
+RULES = ("SDA", *(f"LDA {mode}" for mode in LDA_MODES))
 
 
 class AttentionCall(NamedTuple):
@@ -58,15 +59,28 @@ def record(backbone: CrossFormer, image: Tensor) -> Recording:
     return Recording(calls, stage_maps)
 
 
+def plan_by_rule(
+    rule: str, size: Token, group_size: int, interval: int, own_mode: str
+) -> GroupPlan:
+    """Plan the groups on a map of ``size`` tokens under one of :data:`RULES`.
+
+    For SDA, the model's own ``lda_mode`` decides the shape of groups on very small maps.
+    """
+    kind, _, mode = rule.partition(" ")
+    return plan_groups(*size, group_size, interval, mode or own_mode, long_distance=kind == "LDA")
+
+
 def plans_of_stage(backbone: CrossFormer, stage: int, size: Token) -> dict[str, GroupPlan]:
-    """Plan the groups on a map of ``size`` tokens under each rule: ``'SDA'``, ``'LDA <mode>'``.
+    """Plan the groups on a map of ``size`` tokens under each of :data:`RULES`.
 
     Group size and interval are those of the stage's last block.
     """
     block = backbone.layers[stage].blocks[-1]
-    rule = (*size, block.group_size, block.interval)
-    plans = {f"LDA {mode}": plan_groups(*rule, mode, long_distance=True) for mode in LDA_MODES}
-    return {"SDA": plan_groups(*rule, block.lda_mode, long_distance=False), **plans}
+    own = (size, block.group_size, block.interval, block.lda_mode)
+    plans = {rule: plan_by_rule(rule, *own) for rule in RULES}
+    if block.long_range == "swin":
+        plans["shifted windows"] = block.plan(*size)
+    return plans
 
 
 def group_of_token(plan: GroupPlan, token: Token) -> Tensor:
@@ -85,8 +99,9 @@ def attention_of_token(call: AttentionCall, token: Token) -> Tensor:
     """Compute how much a token attends to each: (heads, H, W), zero outside of its group."""
     plan, layer, (row, column) = call.plan, call.layer, token
     rows, columns = group_of_token(plan, token).to(call.x.device).nonzero(as_tuple=True)
-    qkv = layer.qkv(call.x[0]).unflatten(-1, (3, layer.num_heads, -1))
-    query, keys = qkv[row, column, 0], qkv[rows, columns, 1]  # (heads, d), (tokens, heads, d)
+    qkv = layer.qkv(call.x[0, rows, columns]).unflatten(-1, (3, layer.num_heads, -1))
+    itself = (rows == row) & (columns == column)
+    query, keys = qkv[itself, 0], qkv[:, 1]  # (1, heads, d), (tokens, heads, d)
     # Query minus key, in places of the group.
     down, right = (row - rows) // plan.interval, (column - columns) // plan.interval
     bias = bias_table(call)[:, down + plan.group_height - 1, right + plan.group_width - 1]

@@ -10,13 +10,15 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch.nn.functional as F
-from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from mmengine.visualization import Visualizer
 from torch import Tensor
 
 from crossformer_mm.models import CrossFormer
+from crossformer_mm.models.grouping import GroupPlan
 from crossformer_mm.visualization.attention import (
     AttentionCall,
     Token,
@@ -31,6 +33,7 @@ Heads = Sequence[int] | None
 Tokens = Mapping[int, Token]
 
 GROUP_COLOUR = (0.84, 0.1, 0.11)
+CHANNEL_SIDE = 240  # pixels of the longer side of a channel
 
 
 def draw_groups(
@@ -40,18 +43,17 @@ def draw_groups(
 
     ``sizes`` has every stage's height and width in tokens.
     """
-    own_rule = backbone.layers[0].blocks[0].lda_mode
-    title = f"Tokens in one group with the ringed one; this config's LDA: {own_rule}"
-    figure, panels = _make_panels(len(tokens), 4, pixels.shape, title)
+    own_rule = f"LDA: {backbone.layers[0].blocks[0].lda_mode}"
+    own_rule = "shifted windows" if backbone.long_range == "swin" else own_rule
+    title = f"Tokens in one group with the ringed one; this config's {own_rule}"
+    columns = len(plans_of_stage(backbone, 0, sizes[0]))
+    figure, panels = _make_panels(len(tokens), columns, pixels.shape, title)
     for (stage, token), row in zip(tokens.items(), panels, strict=True):
         row[0].set_ylabel(f"stage {stage}")
         plans = plans_of_stage(backbone, stage, sizes[stage])
         for axes, (rule, plan) in zip(row, plans.items(), strict=True):
-            group = group_of_token(plan, token).numpy()
-            colours = np.broadcast_to(GROUP_COLOUR, (*group.shape, 3))
-            _show_tokens(axes, pixels, stage, np.dstack([colours, 0.8 * group]), token)
-            distance = "adjacent" if plan.interval == 1 else f"{plan.interval} apart"
-            axes.set_title(f"{rule}\n{group.sum()} tokens, {distance}", fontsize=10)
+            _show_group(axes, pixels, stage, plan, token)
+            axes.set_title(f"{rule}\n{axes.get_title()}", fontsize=10)
     return figure
 
 
@@ -64,13 +66,9 @@ def draw_attention(
     for call, row in zip(calls, rows, strict=True):
         token = tokens[call.stage]
         attention = attention_of_token(call, token).numpy()
-        group = group_of_token(call.plan, token).numpy()
         for head, axes in row.items():
-            maximum = attention[head].max()
-            colours = colormaps["inferno"](attention[head] / maximum)
-            colours[..., 3] = 0.88 * group
-            _show_tokens(axes, pixels, call.stage, colours, token)
-            axes.set_title(f"head {head}, maximum {maximum:.3f}", fontsize=10)
+            _show_attention(axes, pixels, call, token, attention[head])
+            axes.set_title(f"head {head}, {axes.get_title()}", fontsize=10)
     return figure
 
 
@@ -81,13 +79,9 @@ def draw_bias(calls: Calls, heads: Heads, weights: str) -> Figure:
     for call, row in zip(calls, rows, strict=True):
         tables = bias_table(call)[list(row)].cpu().numpy()
         limit = abs(tables).max()
-        down, right = tables.shape[1] / 2, tables.shape[2] / 2
         for (head, axes), table in zip(row.items(), tables, strict=True):
-            edges = (-right, right, down, -down)
-            drawn = axes.imshow(table, "RdBu_r", vmin=-limit, vmax=limit, extent=edges)
+            drawn = _show_bias(axes, table, limit)
             axes.set_title(f"head {head}", fontsize=10)
-            axes.set_xlabel("offset to the right")
-            axes.locator_params(nbins=4, integer=True)
         first = next(iter(row.values()))
         first.set_ylabel(f"{first.get_ylabel()}\noffset down")
         figure.colorbar(drawn, ax=list(row.values()), shrink=0.8)
@@ -105,8 +99,46 @@ def draw_features(
         left.imshow(Visualizer.draw_featmap(large, pixels))
         left.set_ylabel(f"stage {stage}\n{' x '.join(map(str, features.shape[1:]))}")
         left.set(title="mean of the channels", xticks=[], yticks=[])
-        right.imshow(Visualizer.draw_featmap(large, None, None, topk=9, arrangement=(3, 3)))
+        right.imshow(draw_channels(stage_maps[stage], pixels.shape))
         right.set(title="channels with the largest sums", xticks=[], yticks=[])
+    return figure
+
+
+def draw_channels(stage_map: Tensor, shape: Sequence[int]) -> np.ndarray:
+    """Draw those nine channels of (1, h, w, C) with the largest sums, of an image's proportions."""
+    scale = CHANNEL_SIDE / max(shape[:2])
+    size = [max(1, round(side * scale)) for side in shape[:2]]
+    resized = F.interpolate(stage_map.permute(0, 3, 1, 2).cpu(), size, mode="bilinear")[0]
+    return Visualizer.draw_featmap(resized, None, None, topk=9, arrangement=(3, 3))
+
+
+def draw_token(
+    pixels: np.ndarray,
+    call: AttentionCall,
+    token: Token,
+    head: int,
+    channels: np.ndarray,
+    weights: str,
+) -> Figure:
+    """Draw a token's group, its attention, the position bias, and ``channels`` of the stage."""
+    place = f"Stage {call.stage}, block {call.block}, head {head}, {_describe_groups(call)}"
+    figure, panels = _make_panels(2, 2, pixels.shape, f"{place} ({weights})")
+    height = figure.get_figheight() + 0.5  # a label below, and scales to the right
+    figure.set(layout_engine="compressed", figwidth=7.2, figheight=height, dpi=150)
+    (left, right), (bottom_left, bottom_right) = panels
+    _show_group(left, pixels, call.stage, call.plan, token)
+    left.set_title(f"Its group: {left.get_title()}", fontsize=10)
+    attention = attention_of_token(call, token)[head].numpy()
+    _add_scale(right, _show_attention(right, pixels, call, token, attention))
+    right.set_title("Attention of the ringed token", fontsize=10)
+    table = bias_table(call)[head].cpu().numpy()
+    middle = table.mean()  # attention is the same whatever is added to all biases
+    _add_scale(bottom_left, _show_bias(bottom_left, table, abs(table - middle).max(), middle))
+    bottom_left.set_title("Position bias by offset", fontsize=10)
+    bottom_left.set_ylabel("offset down")
+    bottom_right.imshow(channels)
+    bottom_right.set(xticks=[], yticks=[])
+    bottom_right.set_title(f"Strongest channels of stage {call.stage}", fontsize=10)
     return figure
 
 
@@ -131,13 +163,55 @@ def _make_rows_of_heads(
     shown = [[head for head in chosen if head < call.layer.num_heads] for call in calls]
     figure, panels = _make_panels(len(calls), max(2, *map(len, shown)), shape, title)
     for call, row, own in zip(calls, panels, shown, strict=True):
-        plan, kind = call.plan, "LDA" if call.long_distance else "SDA"
-        interval = f", {plan.interval} apart" if plan.interval > 1 else ""
-        groups = f"{kind} {plan.group_height} x {plan.group_width}{interval}"
-        row[0].set_ylabel(f"stage {call.stage}, block {call.block}\n{groups}")
+        row[0].set_ylabel(f"stage {call.stage}, block {call.block}\n{_describe_groups(call)}")
         for axes in row[len(own) :]:
             axes.set_axis_off()
     return figure, [dict(zip(*row, strict=False)) for row in zip(shown, panels, strict=True)]
+
+
+def _describe_groups(call: AttentionCall) -> str:
+    plan, kind = call.plan, "LDA" if call.long_distance else "SDA"
+    kind = "shifted windows" if plan.shift else kind
+    interval = f", {plan.interval} apart" if plan.interval > 1 else ""
+    return f"{kind} {plan.group_height} x {plan.group_width}{interval}"
+
+
+def _show_group(axes: Axes, pixels: np.ndarray, stage: int, plan: GroupPlan, token: Token) -> None:
+    """Paint the tokens of one group, and say how many they are."""
+    group = group_of_token(plan, token).numpy()
+    colours = np.broadcast_to(GROUP_COLOUR, (*group.shape, 3))
+    _show_tokens(axes, pixels, stage, np.dstack([colours, 0.8 * group]), token)
+    distance = "adjacent" if plan.interval == 1 else f"{plan.interval} apart"
+    axes.set_title(f"{group.sum()} tokens, {distance}")
+
+
+def _show_attention(
+    axes: Axes, pixels: np.ndarray, call: AttentionCall, token: Token, attention: np.ndarray
+) -> ScalarMappable:
+    """Paint a group by its attention (h, w), from 0 to the maximum; returns the scale."""
+    maximum = attention.max()
+    scale = ScalarMappable(Normalize(0, maximum), "inferno")
+    colours = scale.to_rgba(attention)
+    colours[..., 3] = 0.88 * group_of_token(call.plan, token).numpy()
+    _show_tokens(axes, pixels, call.stage, colours, token)
+    axes.set_title(f"maximum {maximum:.3f}")
+    return scale
+
+
+def _show_bias(axes: Axes, table: np.ndarray, limit: float, middle: float = 0.0) -> ScalarMappable:
+    """Paint a head's table of biases, up to a limit on either side; returns the scale."""
+    down, right = table.shape[0] / 2, table.shape[1] / 2
+    edges = (-right, right, down, -down)
+    axes.set_xlabel("offset to the right")
+    limits = dict(vmin=middle - limit, vmax=middle + limit)
+    drawn = axes.imshow(table, "RdBu_r", **limits, extent=edges)
+    axes.locator_params(nbins=4, integer=True)
+    return drawn
+
+
+def _add_scale(axes: Axes, drawn: ScalarMappable) -> None:
+    """Put a colour scale beside a panel, as high as the panel is."""
+    axes.figure.colorbar(drawn, cax=axes.inset_axes((1.03, 0, 0.05, 1)))
 
 
 def _show_tokens(

@@ -1,6 +1,8 @@
 """A config's backbone, and an image as the config's test pipeline prepares it."""
 
 from collections.abc import Sequence
+from glob import glob
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,10 +16,22 @@ from crossformer_mm.models import CrossFormer
 from crossformer_mm.utils.errors import one_line
 
 RANDOM_WEIGHTS = "random weights"
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 
 
 class InputError(ValueError):
     """A config or an image cannot be used; the message says why."""
+
+
+def find_images(given: str) -> list[Path]:
+    """A file itself, or the images of a folder, also below it, or of a glob."""
+    path = Path(given)
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        return sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+    matches = glob(given, recursive=True)
+    return sorted(image for match in matches for image in find_images(match))
 
 
 def build_backbone(cfg: Config, checkpoint: str | None = None) -> tuple[CrossFormer, str]:
