@@ -36,7 +36,7 @@ has_project() {
     (cd / && "$1" -c '
 import sys
 from importlib.metadata import version
-import onnxruntime, onnxscript, playwright, pytest, ruff, safetensors, tensorboard, xdist
+import onnxruntime, onnxscript, playwright, pytest, pytorch_grad_cam, ruff, safetensors, tensorboard, xdist
 import crossformer_mm
 version("gradio")  # which takes seconds to import
 assert crossformer_mm.__path__ == sys.argv[1:]

@@ -76,6 +76,14 @@ class CrossFormerStage(nn.Module):
         return x
 
 
+class FinalNorm(nn.LayerNorm):
+    """The norm after the last stage; its output is a map as tools for activation maps take it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, C, H, W)."""
+        return super().forward(x).permute(0, 3, 1, 2).contiguous()
+
+
 @MODELS.register_module()
 class CrossFormer(BaseModule):
     """CrossFormer (ICLR 2022, arXiv 2108.00154) and CrossFormer++ (TPAMI 2023, arXiv 2303.06908).
@@ -181,7 +189,7 @@ class CrossFormer(BaseModule):
         for mark in variant_marks(**variant):
             self.register_buffer(mark, torch.empty(0))
         if final_norm:
-            self.norm = nn.LayerNorm(self.arch.channels(STAGES - 1))
+            self.norm = FinalNorm(self.arch.channels(STAGES - 1))
         self.final_norm = final_norm
         self._built_on_meta = self.patch_embed.norm.weight.is_meta
         if not self._built_on_meta:
@@ -242,9 +250,8 @@ class CrossFormer(BaseModule):
                 x = self.layers[index - 1].downsample(x)
             x = self.layers[index](x)
             if index in self.out_indices:
-                is_last = index == STAGES - 1
-                out = self.norm(x) if self.final_norm and is_last else x
-                maps.append(out.permute(0, 3, 1, 2).contiguous())
+                has_norm = self.final_norm and index == STAGES - 1
+                maps.append(self.norm(x) if has_norm else x.permute(0, 3, 1, 2).contiguous())
         return tuple(maps)
 
     def train(self, mode: bool = True) -> "CrossFormer":
