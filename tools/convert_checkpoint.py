@@ -10,7 +10,7 @@ from pathlib import Path
 
 from crossformer_mm.checkpoints.convert import convert_checkpoint
 from crossformer_mm.engine.config import load_config
-from crossformer_mm.utils.cli import OneLineParser, errors_in_one_line, run
+from crossformer_mm.utils.cli import OneLineParser, errors_in_one_line, run, say
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     cfg = load_config(args.config) if args.config is not None else None
     with errors_in_one_line(ValueError, OSError):
-        print("\n".join(convert_checkpoint(args.src, args.dst, args.arch, cfg)))
+        say(*convert_checkpoint(args.src, args.dst, args.arch, cfg))
 
 
 if __name__ == "__main__":

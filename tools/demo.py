@@ -29,7 +29,7 @@ from crossformer_mm.engine.config import (
     load_config,
 )
 from crossformer_mm.models.build import build_model
-from crossformer_mm.utils.cli import OneLineParser, errors_in_one_line, fail, run
+from crossformer_mm.utils.cli import OneLineParser, errors_in_one_line, fail, run, say
 from crossformer_mm.utils.errors import one_line
 from crossformer_mm.utils.io import atomic_write
 from crossformer_mm.visualization.inputs import find_images
@@ -68,7 +68,7 @@ def load_inferencer(cfg: Config, args: argparse.Namespace) -> object:
         return build_inferencer(cfg, *load_exported(cfg, args.model))
     model, checkpoint, unused = load_model(cfg, args.checkpoint, check_device(args.device))
     if unused:
-        print(f"Checkpoint: {unused}")
+        say(f"Checkpoint: {unused}")
     return build_inferencer(cfg, model, checkpoint)
 
 
@@ -112,9 +112,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             for suffix, content in (".json", said), (".png", drawn):
                 with atomic_write(Path(f"{result}{suffix}")) as temporary:
                     temporary.write_bytes(content)
-        print(f"Wrote {result}.png")
+        say(f"Wrote {result}.png")
     for failure in failures:
-        print(f"cannot use {failure}", file=sys.stderr)
+        say(f"cannot use {failure}", file=sys.stderr)
     if failures:
         fail(f"{len(failures)} of {total} inputs failed, see above")
 

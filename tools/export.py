@@ -22,7 +22,7 @@ from crossformer_mm.deploy.letterbox import describe, read_images
 from crossformer_mm.deploy.runtimes import ExportedModel
 from crossformer_mm.deploy.whole_models import whole_model
 from crossformer_mm.engine import config
-from crossformer_mm.utils.cli import OneLineParser, errors_in_one_line, fail, run
+from crossformer_mm.utils.cli import OneLineParser, errors_in_one_line, fail, run, say
 from crossformer_mm.utils.errors import CheckpointError, ExportError, one_line
 
 DEFAULT_SHAPES = {"mmpretrain": (224, 224), "mmdet": (800, 1280), "mmseg": (512, 512)}
@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             deviations = compare.check(exported, model, cfg.default_scope, images, allowed)
     found = ", ".join(f"{name} {deviation:.1e}" for name, deviation in deviations.items())
     print(f"Deviation from PyTorch on {what}: {found}")
-    print(f"Wrote {out}, for {np.dtype(exported.dtype).name} RGB images {exported.shape}")
+    say(f"Wrote {out}, for {np.dtype(exported.dtype).name} RGB images {exported.shape}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Sequence
 from importlib import import_module
 
-from crossformer_mm.utils.cli import OneLineParser, errors_in_one_line, run
+from crossformer_mm.utils.cli import OneLineParser, errors_in_one_line, run, say
 
 DATASETS = {  # what it is for, what its summary counts, and defaults
     "coco": ("detection, like COCO 2017", "objects", 400, 100, (320, 240)),
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for split, made in summary.items():
         counts = ", ".join(f"{kind} {count}" for kind, count in sorted(made[counted].items()))
         print(f"{split}: {made['images']} images, {counted.replace('_', ' ')}: {counts}")
-    print(f"The data set is in {args.out}")
+    say(f"The data set is in {args.out}")
 
 
 if __name__ == "__main__":

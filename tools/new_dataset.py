@@ -17,7 +17,7 @@ from crossformer_mm.datasets.own.recognise import read_dataset
 from crossformer_mm.datasets.own.records import OwnDataset
 from crossformer_mm.datasets.own.splits import with_validation
 from crossformer_mm.datasets.own.summary import describe
-from crossformer_mm.utils.cli import OneLineParser, errors_in_one_line, fail, run
+from crossformer_mm.utils.cli import OneLineParser, errors_in_one_line, fail, run, say
 from crossformer_mm.visualization.contact_sheet import draw_contact_sheet
 
 
@@ -41,19 +41,19 @@ def read_checked(root: Path) -> tuple[OwnDataset, int]:
     findings = check(dataset)
     errors = [finding for finding in findings if finding.is_error]
     warnings = [finding for finding in findings if not finding.is_error]
-    print(*describe(dataset), f"\nerrors: {len(errors)}", *errors, sep="\n")
-    print(f"\nwarnings: {len(warnings)}", *warnings, sep="\n")
+    say(*describe(dataset), "", f"errors: {len(errors)}", *map(str, errors))
+    say("", f"warnings: {len(warnings)}", *map(str, warnings))
     return dataset, len(errors)
 
 
 def write_copy(dataset: OwnDataset, out: Path) -> None:
     """Write a corrected copy and check it; say what was changed and how to go on."""
     changes = copy_fixed(dataset, out)
-    print(f"\nchanges: {len(changes)}", *changes, f"\nThe copy in {out}:", sep="\n")
+    say("", f"changes: {len(changes)}", *map(str, changes), "", f"The copy in {out}:")
     _, errors = read_checked(out)
     if errors:
         fail(f"{out} has errors left ({errors}): correct them by hand")
-    print(f"\nGo on with\npython tools/new_dataset.py {shlex.quote(str(out))}")
+    say("", "Go on with", f"python tools/new_dataset.py {shlex.quote(str(out))}")
 
 
 def write(dataset: OwnDataset, models: Sequence[str], folder: Path, seed: int) -> None:
@@ -65,9 +65,9 @@ def write(dataset: OwnDataset, models: Sequence[str], folder: Path, seed: int) -
         written.append(sheet)
     paths = str(written[0]), f"work_dirs/{folder.name}/{written[0].stem}"
     config, work_dir = map(shlex.quote, paths)
-    print(f"\n{split}\nWrote", *written, f"\nLook at {sheet}, then train and test:", sep="\n")
-    print(f"python tools/train.py {config} --pretrained crossformer-s.pth")
-    print(f"python tools/test.py {config} {work_dir}/best_*.pth")
+    say("", str(split), "Wrote", *map(str, written), "", f"Look at {sheet}, then train and test:")
+    say(f"python tools/train.py {config} --pretrained crossformer-s.pth")
+    say(f"python tools/test.py {config} {work_dir}/best_*.pth")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -15,7 +15,13 @@ from crossformer_mm.engine import config
 from crossformer_mm.engine.hooks.loss_check import InvalidLossError
 from crossformer_mm.engine.hooks.whole_checkpoints import find_checkpoint_to_resume
 from crossformer_mm.engine.runner import build_runner
-from crossformer_mm.utils.cli import OneLineParser, errors_in_one_line, full_disk_in_one_line, run
+from crossformer_mm.utils.cli import (
+    OneLineParser,
+    errors_in_one_line,
+    full_disk_in_one_line,
+    run,
+    say,
+)
 from crossformer_mm.utils.errors import CheckpointError, DataError
 
 
@@ -45,7 +51,7 @@ def apply_options(cfg: Config, args: argparse.Namespace) -> None:
         found = args.resume
         if found == "auto":
             found = find_checkpoint_to_resume(cfg.work_dir)
-            print(f"Resuming from {found}" if found else f"Nothing to resume in {cfg.work_dir}")
+            say(f"Resuming from {found}" if found else f"Nothing to resume in {cfg.work_dir}")
         cfg.resume = found is not None
         if cfg.resume:
             cfg.load_from = str(found)

@@ -16,7 +16,7 @@ from mmengine.config import Config
 from crossformer_mm.engine.cfg_options import add_cfg_options
 from crossformer_mm.engine.config import check_device, check_file, load_config
 from crossformer_mm.models.crossformer import MIN_IMAGE_SIZE
-from crossformer_mm.utils.cli import OneLineParser, errors_in_one_line, fail, run
+from crossformer_mm.utils.cli import OneLineParser, errors_in_one_line, fail, run, say
 from crossformer_mm.utils.errors import CheckpointError
 from crossformer_mm.utils.io import atomic_write
 from crossformer_mm.visualization import figures, inputs
@@ -119,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(args.out) as temporary:
             figure.savefig(temporary, format="png")
-    print(f"Wrote {args.out}")
+    say(f"Wrote {args.out}")
 
 
 if __name__ == "__main__":

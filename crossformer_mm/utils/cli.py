@@ -11,7 +11,7 @@ import threading
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from torch import distributed
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
@@ -32,10 +32,16 @@ def fail(message: str) -> NoReturn:
     raise SystemExit(f"error: {printable(message)}")
 
 
+def say(*lines: str, file: TextIO | None = None) -> None:
+    """Print lines that may hold names of files; what a terminal would act on is escaped."""
+    for line in lines:
+        print(printable(line), file=file, flush=True)
+
+
 def warn(message: str) -> None:
     """Print one line on the error stream, of one process of several."""
     if os.environ.get("RANK", "0") == "0":
-        print(f"warning: {printable(message)}", file=sys.stderr, flush=True)
+        say(f"warning: {message}", file=sys.stderr)
 
 
 @contextmanager
