@@ -1,8 +1,11 @@
 """Contradictions between annotations, class names, heads and evaluators stop a training."""
 
 import json
+import os
 import re
 import shutil
+import struct
+import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,8 +14,10 @@ import pytest
 from conftest import CONFIGS, ROOT, tool_main
 from mmengine.registry import init_default_scope
 from PIL import Image
+from pycocotools.mask import encode
 from torch import nn
 
+from crossformer_mm.datasets.coco_annotations import read_run_lengths
 from crossformer_mm.engine.config import load_config
 from crossformer_mm.engine.hooks import data_check
 from crossformer_mm.engine.hooks.data_check import check_heads, check_topk
@@ -193,6 +198,90 @@ def test_a_training_stops_before_its_first_step(ships, tmp_path, config, options
             *words,
         )
     assert not list(tmp_path.glob("w/*.pth"))
+
+
+NAN, HUGE = float("nan"), 1e9
+RUNS = dict(size=[96, 128], counts=[0, 96 * 128])
+
+
+@pytest.mark.parametrize(
+    ("kind", "change_of", "said"),
+    [
+        ("annotations", dict(segmentation=[[0, 0, HUGE, 0, HUGE, HUGE]]), "segmentation of ann"),
+        ("annotations", dict(segmentation=[[0, 0, 4, 0, 4]]), "segmentation of annotation"),
+        ("annotations", dict(segmentation=[[0, 0, 4, 0, 4, NAN]]), "segmentation of annotation"),
+        ("annotations", dict(segmentation="[[0, 0]]"), "segmentation of annotation"),
+        ("annotations", dict(segmentation={**RUNS, "size": [9999, 9999]}), "segmentation of ann"),
+        ("annotations", dict(segmentation={**RUNS, "counts": [0, 10**9]}), "segmentation of ann"),
+        ("annotations", dict(segmentation={**RUNS, "counts": "0o" * 9}), "segmentation of ann"),
+        ("annotations", dict(bbox=[1, 2, NAN, 4]), "bbox of annotation"),
+        ("annotations", dict(bbox=[1, 2, 3]), "bbox of annotation"),
+        ("annotations", dict(bbox=[1, 2, "3", 4]), "bbox of annotation"),
+        ("images", dict(width=10**9), "has height and width"),
+        ("images", dict(height=-5), "has height and width"),
+        ("images", dict(id=7), "several images have the id 7"),
+        ("categories", dict(id=7), "several categories have the id 7"),
+    ],
+)
+def test_numbers_that_pycocotools_would_follow_out_of_bounds(ships, kind, change_of, said):
+    def edit(content: dict) -> None:
+        for entry in content[kind][:2]:
+            entry.update(change_of)
+
+    change(ships / TRAIN, edit)
+    with pytest.raises(DataError, match=f"instances_train2017.json: .*{said}"):
+        read(ships)
+
+
+def test_run_lengths_are_those_of_pycocotools():
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        height, width = rng.integers(1, 60, 2)
+        mask = (rng.random((height, width)) < rng.random()).astype(np.uint8)
+        text = encode(np.asfortranarray(mask))["counts"].decode()
+        borders = np.flatnonzero(np.diff(mask.T.ravel(), prepend=0)).tolist()
+        expected = np.diff([0, *borders, height * width]).tolist()
+        assert read_run_lengths(text) == expected
+
+
+def test_annotations_of_images_that_are_not_there_are_counted(ships, caplog):
+    change(ships / TRAIN, lambda content: content["annotations"][0].update(image_id=10**6))
+    read(ships)
+    assert "1 annotations are of images that it has not" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda path: os.mkfifo(path), "is not a file"),
+        (lambda path: path.symlink_to("/dev/zero"), "is not a file"),
+        (lambda path: path.mkdir(), "is not a file"),
+        (lambda path: path.write_bytes(png_header(30000, 30000)), "exceeds limit"),
+    ],
+)
+def test_an_image_that_is_none_is_named_before_it_is_read(ships, make, said):
+    image = next(ships.glob("train2017/*1.jpg"))
+    image.unlink()
+    make(image)
+    dataset = read(ships)
+    number = [dataset.get_data_info(i)["img_path"] for i in range(len(dataset))].index(str(image))
+    with pytest.raises(DataError, match=f"failed on image {image}: .*{said}"):
+        dataset[number]
+
+
+def png_header(width: int, height: int) -> bytes:
+    content = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + content + struct.pack(">I", zlib.crc32(content))
+    return b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", 0)
+
+
+def test_label_maps_of_16_bits_are_named(toy_data_roots, tmp_path):
+    data = shutil.copytree(toy_data_roots["segmentation"], tmp_path / "data")
+    for path in data.glob("annotations/training/*.png"):
+        Image.fromarray(np.array(Image.open(path)).astype(np.uint16) * 257).save(path)
+    options = ("--work-dir", tmp_path / "w", "--cfg-options", f"data_root={data}")
+    with pytest.raises(SystemExit, match="label map .*png has labels of more than 8 bits"):
+        tool_main(ROOT / "tools/train.py", SEGMENTOR, *options)
 
 
 def test_masks_of_0_and_255(toy_data_roots, tmp_path, monkeypatch):

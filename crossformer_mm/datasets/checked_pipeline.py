@@ -1,8 +1,11 @@
 """A data set's own pipeline, whose errors name the file, and which checks what was loaded."""
 
+import os
 from collections.abc import Iterable
+from contextlib import suppress
 
 from mmengine.dataset import BaseDataset, Compose
+from PIL import Image, UnidentifiedImageError
 
 from crossformer_mm.datasets.transforms import CheckSegLabels
 from crossformer_mm.utils.errors import DataError
@@ -46,6 +49,9 @@ class CheckedCompose(Compose):
         data = {**data, **self.extra}
         for transform in transforms:
             try:
+                if transform is self.transforms[0]:
+                    check_image_file(sample.get("img_path"))
+                    check_image_file(sample.get("seg_map_path"), is_label_map=True)
                 data = transform(data)
                 if declared and data is not None and "ori_shape" in data:
                     check_size(data["ori_shape"], declared)
@@ -59,6 +65,25 @@ class CheckedCompose(Compose):
             if data is None:
                 return None
         return data
+
+
+def check_image_file(path: str | None, is_label_map: bool = False) -> None:
+    """Look at a local file before OpenCV reads it, which waits for pipes and takes any size.
+
+    Raises:
+        ValueError: If it is no file, or has labels of more than 8 bits.
+        PIL.Image.DecompressionBombError: If it has more pixels than Pillow takes.
+    """
+    if path is None or "://" in str(path) or not os.path.exists(path):
+        return
+    if not os.path.isfile(path):
+        raise ValueError(f"{path} is not a file")
+    with suppress(UnidentifiedImageError), Image.open(path) as image:
+        if is_label_map and image.mode[0] in "IF":
+            raise ValueError(
+                f"the label map {path} has labels of more than 8 bits ({image.mode}), which the "
+                "library would cut off: save it with 8 bits"
+            )
 
 
 def check_size(found: tuple[int, ...], declared: tuple[int | None, int | None]) -> None:

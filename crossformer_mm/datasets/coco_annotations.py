@@ -4,10 +4,11 @@ mmdet gives labels to category ids in the file's order, and names to labels in t
 ``metainfo``. Where the two differ, it trains to the end and learns other names, in silence.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
-from logging import ERROR
+from logging import ERROR, WARNING
 from typing import Any
 
 from mmengine.dataset import BaseDataset
@@ -15,6 +16,8 @@ from mmengine.logging import print_log
 
 from crossformer_mm.utils.errors import DataError, one_line
 
+FAR = 1e6  # pixels
+LARGEST_SIDE = 65_500  # of a JPEG
 REQUIRED = {
     "images": ("id", "file_name", "height", "width"),
     "annotations": ("id", "image_id", "category_id", "bbox"),
@@ -54,7 +57,7 @@ def complete_annotations(content: dict, file: str, with_masks: bool = False) -> 
     Raises:
         DataError: If an image, annotation or category lacks an entry that has no default.
     """
-    if "categories" not in content:
+    if not isinstance(content, Mapping) or "categories" not in content:
         raise DataError(f"{file} has no 'categories'")
     for kind, keys in REQUIRED.items():
         keys += ("segmentation",) * (with_masks and kind == "annotations")
@@ -62,6 +65,7 @@ def complete_annotations(content: dict, file: str, with_masks: bool = False) -> 
             for key in keys:
                 if key not in entry:
                     raise DataError(f"{file}: the entry {entry.get('id')} of {kind} has no {key!r}")
+    check_numbers(content, file)
     content.setdefault("info", {})
     defaulted = Counter()
     for annotation in content.get("annotations", ()):
@@ -73,6 +77,79 @@ def complete_annotations(content: dict, file: str, with_masks: bool = False) -> 
             defaulted["'iscrowd': 0 is taken"] += 1
     for what, count in defaulted.items():
         print_log(f"{file}: {count} annotations without {what}", logger="current")
+
+
+def check_numbers(content: Mapping, file: str) -> None:
+    """Look at ids, sizes, boxes and masks: pycocotools writes out of bounds where they are wrong.
+
+    Raises:
+        DataError: Naming the first entry that is wrong.
+    """
+    for kind in ("images", "categories"):
+        ids = Counter(repr(entry["id"]) for entry in content.get(kind, ()))
+        if double := [number for number, count in ids.items() if count > 1]:
+            raise DataError(f"{file}: several {kind} have the id {one_line(double[0], 50)}")
+    sizes = {}
+    for image in content.get("images", ()):
+        size = sizes[image["id"]] = (image["height"], image["width"])
+        if not all(type(side) is int and 0 < side <= LARGEST_SIDE for side in size):
+            shown = one_line(repr(size), 100)
+            raise DataError(f"{file}: image {image['id']!r} has height and width {shown}")
+    lost = 0
+    for annotation in content.get("annotations", ()):
+        lost += annotation["image_id"] not in sizes
+        wrong = "" if _are_pixels(annotation["bbox"], 4, 4) else "bbox"
+        mask, size = annotation.get("segmentation"), sizes.get(annotation["image_id"])
+        if mask and not wrong and not _is_mask(mask, size):
+            wrong = "segmentation"
+        if wrong:
+            shown = one_line(repr(annotation[wrong]), 100)
+            entry = f"annotation {one_line(repr(annotation['id']), 50)}"
+            raise DataError(f"{file}: the {wrong} of {entry} cannot be one: {shown}")
+    if lost:
+        print_log(f"{file}: {lost} annotations are of images that it has not", "current", WARNING)
+
+
+def _are_pixels(values: object, least: int, most: float = math.inf) -> bool:
+    """Whether values are numbers that lie in an image or near one; NaN does not."""
+    try:
+        return least <= len(values) <= most and all(-FAR < value < FAR for value in values)
+    except TypeError:
+        return False
+
+
+def _is_mask(mask: object, size: tuple[int, int] | None) -> bool:
+    """Whether a mask is polygons, or run lengths of an image of this height and width."""
+    if isinstance(mask, list):
+        return all(_are_pixels(polygon, 6) and len(polygon) % 2 == 0 for polygon in mask)
+    if size is None or not isinstance(mask, Mapping) or list(mask.get("size", ())) != [*size]:
+        return False
+    counts = mask.get("counts")
+    if isinstance(counts, str):
+        counts = read_run_lengths(counts)
+    if not isinstance(counts, list) or not all(type(n) is int and n >= 0 for n in counts):
+        return False
+    return sum(counts) == size[0] * size[1]
+
+
+def read_run_lengths(text: str) -> list[int]:
+    """The run lengths that COCO writes as text.
+
+    Five bits a letter, the lowest first; a sixth says that more follow. From the fourth number on,
+    each is the difference from the last but one.
+    """
+    counts, value, shift = [], 0, 0
+    for letter in text:
+        bits = ord(letter) - 48
+        value |= (bits & 31) << shift
+        shift += 5
+        if bits & 32:
+            continue
+        if bits & 16:
+            value -= 1 << shift
+        counts.append(value + counts[-2] if len(counts) > 2 else value)
+        value = shift = 0
+    return counts
 
 
 def check_categories(categories: Sequence[Mapping], classes: Sequence[str], file: str) -> None:

@@ -60,7 +60,7 @@ def load_config(path: str, options: Mapping | None = None, work_dir: str | None 
         cfg = Config(move_paths(cfg.to_dict(), cfg.data_root, new_root), filename=cfg.filename)
     merge_options(cfg, options)
     cfg.work_dir = work_dir or cfg.get("work_dir") or f"work_dirs/{Path(path).stem}"
-    if Path(cfg.work_dir).exists() and not Path(cfg.work_dir).is_dir():
+    if os.path.exists(cfg.work_dir) and not os.path.isdir(cfg.work_dir):
         fail(f"the work directory {cfg.work_dir} is not a folder: give another --work-dir")
     scope = cfg.get("default_scope")
     if scope in ("mmpretrain", "mmdet", "mmseg") and find_spec(scope) is None:

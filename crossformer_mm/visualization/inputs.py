@@ -11,6 +11,7 @@ from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor
 
+from crossformer_mm.datasets.checked_pipeline import check_image_file
 from crossformer_mm.engine.config import find_preprocessor, type_name
 from crossformer_mm.models import CrossFormer
 from crossformer_mm.utils.errors import one_line
@@ -73,6 +74,7 @@ def read_image(
     scope = cfg.get("default_scope", "mmengine")
     init_default_scope(scope)
     try:
+        check_image_file(path)
         steps = cfg.test_dataloader.dataset.pipeline
         steps = [step for step in steps if "Annotations" not in str(step["type"])]
         if shape is not None:

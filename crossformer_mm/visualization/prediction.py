@@ -11,6 +11,7 @@ from mmengine.utils import get_object_from_string
 from PIL import Image
 from torch import nn
 
+from crossformer_mm.datasets.checked_pipeline import check_image_file
 from crossformer_mm.engine.config import find_classes
 
 INFERENCERS = {
@@ -42,6 +43,7 @@ def predict(inferencer: object, file: Path, color_type: str, score_thr: float) -
 
     Boxes are drawn from a score on. What cannot be read or predicted raises any error.
     """
+    check_image_file(file)
     with Image.open(file) as opened:  # OpenCV fills the missing end of a file with grey
         opened.draft("L", (1, 1))  # where the format can, the smallest is enough to see the end
         opened.load()
