@@ -29,6 +29,8 @@ from crossformer_mm.utils.errors import (
 # What a checkpoint holds may be this many times as large as the file, since tensors share memory.
 MAX_EXPANSION = 16
 SMALL_FILE = 2**20
+# Of a file of any size; each weight takes some sixty, and its optimizer's state as many.
+MIN_INSTRUCTIONS = 2**19
 
 
 def load_file(filename: str | Path, map_location: str | torch.device | None = "cpu") -> object:
@@ -117,7 +119,7 @@ def _read_zip(file: BinaryIO, path: Path, device: str | torch.device) -> object:
                 wrong = f"the checksum of {one_line(name)} is wrong"
                 raise CheckpointError(f"is damaged: {wrong}") from None
 
-        nodes = read_pickle(archive.read(f"{top}/data.pkl"), NAMES)
+        nodes = read_pickle(archive.read(f"{top}/data.pkl"), NAMES, MIN_INSTRUCTIONS + size // 16)
         return ValueBuilder(read_storage, MAX_EXPANSION * size + SMALL_FILE, device).build(nodes)
 
 
@@ -132,6 +134,8 @@ def _checked_records(archive: zipfile.ZipFile, file_size: int) -> dict[str, zipf
         raise CheckpointError("is damaged: its records overlap")
     if len({record.filename.lower() for record in records}) < len(records):
         raise CheckpointError("is damaged: two of its records have the same name")
+    if archive.comment:
+        raise CheckpointError("is damaged: there is something after its directory")
     if not records or min(record.header_offset for record in records) > 0:
         raise CheckpointError("is damaged: it does not begin with its first record")
     if not any(record.CRC for record in records):

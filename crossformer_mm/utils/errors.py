@@ -1,8 +1,13 @@
 """What is wrong with a checkpoint or a data set, in one line."""
 
+import re
+
 
 class CheckpointError(ValueError):
-    """A checkpoint cannot be used; the message names the file and the reason."""
+    """A checkpoint cannot be used; the message names the file and the reason, no password."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(mask_secrets(message))
 
 
 class UnsafeCheckpointError(CheckpointError):
@@ -15,6 +20,13 @@ class MissingCheckpointError(CheckpointError, FileNotFoundError):
 
 class ExportError(ValueError):
     """A model cannot be exported as asked; the message says why in one line."""
+
+
+def mask_secrets(text: object) -> str:
+    """Text without the passwords, tokens and signatures of the URLs in it."""
+    text = re.sub(r"(://)[^/@\s]*@", r"\1***@", str(text))
+    secret = r"[^&=\s]*(?:auth|cred|key|pass|pwd|secret|sig|token)[^&=\s]*"
+    return re.sub(rf"(?i)([?&]{secret}=)[^&#\s]+", r"\1***", text)
 
 
 def one_line(text: str, limit: int = 300) -> str:
