@@ -174,7 +174,10 @@ FAULTS = {
         r"NaN or infinity .* in 1 weights: head\.fc\.bias \(",
     ),
     "integers": ({"norm.bias": torch.ones(512).int()}, "1 of another type: backbone.norm.bias$"),
-    "too large": ({"norm.bias": torch.full((512,), 1e39).double()}, r"as float32.*norm\.bias \("),
+    "too large": (
+        {"norm.bias": torch.full((512,), 1e39, dtype=torch.float64)},
+        r"as float32.*norm\.bias \(",
+    ),
     "complex": ({"norm.bias": torch.ones(512).cfloat()}, "1 of another type: backbone.norm.bias$"),
     "no classifier bias": ({"head.bias": None}, r"the classifier: 1 missing: head\.fc\.bias$"),
     "no axis": ({"head.weight": torch.ones(())}, r"head\.fc\.weight \(\) instead of \(0, 512\)"),

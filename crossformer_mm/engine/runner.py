@@ -16,7 +16,7 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from crossformer_mm.checkpoints.loader import checking_values
+from crossformer_mm.checkpoints.loader import checking_values, find_file
 from crossformer_mm.datasets.checked_pipeline import CheckedCompose
 from crossformer_mm.datasets.coco_annotations import check_while_reading
 from crossformer_mm.datasets.paths import walk_datasets
@@ -78,7 +78,9 @@ class CheckedRunner(Runner):
         With ``check_weights=False`` in the config, weights may be NaN or infinite.
         """
         with _naming(filename), checking_values(self.cfg.get("check_weights", True)):
-            return super().load_checkpoint(filename, *args, **kwargs)
+            has_secret = mask_secrets(filename) != str(filename)  # mmengine prints the name
+            file = str(find_file(filename)) if has_secret else filename
+            return super().load_checkpoint(file, *args, **kwargs)
 
     def resume(self, filename: str, *args: object, **kwargs: object) -> None:
         """Resume as mmengine does; raises CheckpointError if the training's state is damaged."""

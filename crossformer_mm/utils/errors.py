@@ -26,7 +26,7 @@ def mask_secrets(text: object) -> str:
     """Text without the passwords, tokens and signatures of the URLs in it."""
     text = re.sub(r"(://)[^/@\s]*@", r"\1***@", str(text))
     secret = r"[^&=\s]*(?:auth|cred|key|pass|pwd|secret|sig|token)[^&=\s]*"
-    return re.sub(rf"(?i)([?&]{secret}=)[^&#\s]+", r"\1***", text)
+    return re.sub(rf"(?i)([?&]{secret}=)[^&#\s]*[^&#\s:,.'\")]", r"\1***", text)
 
 
 def one_line(text: str, limit: int = 300) -> str:
