@@ -19,12 +19,18 @@ from test_tools import options
 from crossformer_mm import CrossFormer, register_classifiers
 from crossformer_mm.checkpoints import loader
 from crossformer_mm.checkpoints.convert import convert_checkpoint
-from crossformer_mm.checkpoints.loader import find_file, load_from_safe, use_safe_loader
+from crossformer_mm.checkpoints.loader import (
+    find_file,
+    load_from_safe,
+    load_model,
+    use_safe_loader,
+)
 from crossformer_mm.checkpoints.reader import load_file
 from crossformer_mm.engine.config import load_config
 from crossformer_mm.engine.hooks.whole_checkpoints import find_checkpoint_to_resume
 from crossformer_mm.models.build import build_model
 from crossformer_mm.utils.errors import CheckpointError, UnsafeCheckpointError
+from crossformer_mm.visualization.inputs import build_backbone
 
 # --- Backbones and whole models -----------------------------------------------------------------
 
@@ -116,6 +122,96 @@ def test_mmengine_loads_whole_models_and_refuses_part_of_a_backbone(tmp_path):
     alone = CrossFormer(cfg.model.backbone.arch, out_indices=(3,), final_norm=True)
     load_checkpoint(alone, file)
     old.assert_same(alone.state_dict(), model.backbone.state_dict())
+
+
+@pytest.mark.families
+@pytest.mark.parametrize("lost", ["patch_embed.projs.0.weight", "norm.bias", "patch_embed."])
+def test_any_weight_that_is_lost_is_missed(tmp_path, lost):
+    cfg = load_config(str(CONFIGS / "classification/crossformer-nano_toy-imagenet.py"))
+    model = build_model(cfg)
+    weights = model.state_dict()
+    kept = {n: v for n, v in weights.items() if not n.startswith(f"backbone.{lost}")}
+    torch.save({"state_dict": kept}, tmp_path / "w.pth")
+    said = rf"{len(weights) - len(kept)} missing: {lost}"
+    with pytest.raises(CheckpointError, match=said):
+        load_checkpoint(model, str(tmp_path / "w.pth"))
+
+
+@pytest.mark.families
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"state_dict": {"backbone.conv1.weight": torch.ones(64, 3, 7, 7)}},
+        {"conv1.weight": torch.ones(64, 3, 7, 7)},
+        {"model": {"a": 1}},
+        {"state_dict": {"backbone.norm.weight": 3}},
+        {"epoch": 3},
+    ],
+    ids=str,
+)
+def test_a_file_of_another_model_is_refused_by_a_model_with_a_crossformer(tmp_path, content):
+    cfg = load_config(str(CONFIGS / "classification/crossformer-nano_toy-imagenet.py"))
+    torch.save(content, tmp_path / "w.pth")
+    for model in (build_model(cfg), CrossFormer(SMALL_ARCH)):
+        with pytest.raises(CheckpointError, match="does not fit this backbone: .* missing: patch"):
+            load_checkpoint(model, str(tmp_path / "w.pth"))
+
+
+@pytest.mark.families
+def test_a_backbone_with_or_without_its_prefix_loads(tmp_path):
+    detector, file = build_model(load_config(str(NANO_CONFIG))), str(tmp_path / "w.pth")
+    expected = detector.backbone.state_dict()
+    named = {f"backbone.{name}": value for name, value in expected.items()}
+    for weights in (named, {**named, "neck.a": torch.ones(1)}, expected):
+        torch.save({"state_dict": weights}, file)
+        alone = build_model(load_config(str(NANO_CONFIG))).backbone
+        load_checkpoint(alone, file)
+        old.assert_same(alone.state_dict(), expected)
+    torch.save({"state_dict": named}, file)
+    other = build_model(load_config(str(NANO_CONFIG)))
+    load_checkpoint(other, file)
+    old.assert_same(other.backbone.state_dict(), expected)
+
+
+@pytest.mark.families
+@pytest.mark.parametrize("metadata", [{"": {"version": "2"}}, {"": 3}, [1], {"": {"version": 2.5}}])
+def test_versions_of_modules_that_are_none_are_refused(tmp_path, metadata):
+    state = torch.nn.BatchNorm2d(3).state_dict()
+    state._metadata = metadata
+    torch.save({"state_dict": state}, tmp_path / "w.pth")
+    with pytest.raises(UnsafeCheckpointError, match="sets attributes of an OrderedDict"):
+        load_checkpoint(torch.nn.BatchNorm2d(3), str(tmp_path / "w.pth"))
+
+
+@pytest.mark.families
+@pytest.mark.parametrize("value", [torch.nan, -torch.inf, 1e39])
+@pytest.mark.parametrize("key", ["state_dict", "ema_state_dict"])
+def test_weights_of_a_head_that_are_not_finite_are_named_unless_told_otherwise(
+    toy_coco, tmp_path, capsys, key, value
+):
+    cfg, file = load_config(str(NANO_CONFIG)), tmp_path / "w.pth"
+    weights = build_model(cfg).state_dict()
+    name = "bbox_head.retina_cls.bias"
+    bad = {**weights, name: torch.full_like(weights[name].double(), value)}
+    torch.save({"state_dict": weights, key: bad}, file)
+    said = rf"w\.pth has NaN or infinity .* in 1 weights: {name} \(check_weights=False"
+    for load in (
+        lambda: load_model(cfg, str(file), torch.device("cpu")),
+        lambda: load_checkpoint(build_model(cfg), str(file)),
+        lambda: build_backbone(cfg, str(file)),
+    ):
+        with pytest.raises(CheckpointError, match=said):
+            load()
+    test = (ROOT / "tools/test.py", NANO_CONFIG, file, "--work-dir", tmp_path / "work")
+    with pytest.raises(SystemExit, match=f"^error: .*{said}"):
+        tool_main(*test, *options(toy_coco))
+    cfg.check_weights = False
+    assert load_model(cfg, str(file), torch.device("cpu")) and build_backbone(cfg, str(file))
+    if key == "state_dict" and value is torch.nan:
+        tool_main(*test, *options(toy_coco, "check_weights=False"))
+        assert (
+            f"{len(weights)} of the model's {len(weights)} weights match" in capsys.readouterr().out
+        )
 
 
 @pytest.mark.families

@@ -100,12 +100,9 @@ def load_from_safe(filename: str, map_location: str | torch.device | None = None
     state_dict, others = split_checkpoint(checkpoint)
     if not any("patch_embed.projs." in str(name) for name in state_dict):
         # Of another model; a CrossFormer that gets it complains.
-        if state_dict is checkpoint:
-            return _marked(state_dict, state_dict)
-        return {
-            **checkpoint,
-            **{k: _marked(v, v) for k, v in checkpoint.items() if v is state_dict},
-        }
+        if checkpoint.get("state_dict") is state_dict:
+            return {**checkpoint, "state_dict": _marked(state_dict, state_dict)}
+        return _marked(checkpoint, checkpoint)  # what mmengine takes for weights then
     found = extract_state_dict(checkpoint, filename)
     if _checks_values.get():
         averages = checkpoint.get("ema_state_dict")

@@ -239,7 +239,7 @@ def _what_table_needs(weights: Mapping[str, Tensor], expected: Mapping[str, Tens
     """What to do about a learned table of position biases of another group size."""
     for name, value in weights.items():
         other = expected.get(name)
-        if name.endswith(TABLE) and value.ndim == 2 and other is not None:
+        if name.endswith(TABLE) and other is not None and getattr(value, "ndim", 0) == 2:
             side, own = ((math.isqrt(len(table)) + 1) // 2 for table in (value, other))
             if side != own:
                 return [f"group_size={side}, not {own}, which position_bias='rpb' cannot change"]
@@ -286,7 +286,11 @@ def find_architecture(weights: Mapping[str, Tensor]) -> str | None:
     It shows in the channels of the stem, the blocks, their heads where they have a position bias,
     and the cooling layers.
     """
-    shapes = {name.removeprefix(PREFIX): value.shape for name, value in weights.items()}
+    shapes = {
+        name.removeprefix(PREFIX): value.shape
+        for name, value in weights.items()
+        if isinstance(value, Tensor)
+    }
     stem, last_bias = shapes.get("patch_embed.norm.weight"), "attn.pos.pos3.2.bias"
     blocks = {".".join(name.split(".")[:4]) for name in shapes if ".blocks." in name}
     heads = {name: shape for name, shape in shapes.items() if name.endswith(last_bias)}
