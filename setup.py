@@ -77,7 +77,10 @@ setup(
         "onedl": family("onedl"),
         "openmmlab": family("openmmlab"),
         "export": EXPORT,
-        "dev": ["pytest>=7.3", "pytest-xdist>=3", "ruff==0.17.6", "tensorboard", *EXPORT],
+        "dev": [
+            *("pytest>=7.3", "pytest-xdist>=3", "hypothesis>=6.80", "ruff==0.17.6", "tensorboard"),
+            *EXPORT,
+        ],
     },
     cmdclass={"build_py": BuildWithMim},
 )

@@ -63,6 +63,14 @@ def zip_of(records: dict[str, bytes], twice: bool = False, **options: object) ->
     return build
 
 
+def with_another_directory(path: Path, trace: Path) -> None:
+    """The end of a zip file says that a comment follows, which is the end of another one."""
+    torch.save({"a": torch.ones(1)}, path)
+    other = path.read_bytes()
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.comment = other[-98:-22] + other[-22:]
+
+
 def raw(content: bytes) -> Builder:
     return lambda path, trace: path.write_bytes(content)
 
@@ -204,6 +212,8 @@ DAMAGED: dict[str, tuple[Builder, str]] = {
     "another zip": (zip_of({"a": b""}), "is a zip file, but not a checkpoint"),
     "compressed": (zip_of(PICKLE, compression=zipfile.ZIP_DEFLATED), "is compressed"),
     "overlapping": (zip_of(PICKLE, twice=True), "is damaged: its records overlap"),
+    "two directories": (with_another_directory, "after its directory|begin with its first record"),
+    "2^21 dicts": (ops(b"](" + b"}" * (1 << 21) + b"e"), "more instructions than its weights need"),
     "same names": (ops(b"N", sa=b"a" * 9, sA=b"b"), "two of its records have the same name"),
     "big-endian": (zip_of({**PICKLE, "w/byteorder": b"big"}), "written on a big-endian machine"),
     "no instruction": (ops(b"\xff"), "is not a complete checkpoint: byte 255 is no pickle instr"),

@@ -35,7 +35,7 @@ if sys.argv[1]:
 has_project() {
     (cd / && "$1" -c '
 import sys
-import onnxruntime, onnxscript, pytest, ruff, safetensors, tensorboard, xdist
+import hypothesis, onnxruntime, onnxscript, pytest, ruff, safetensors, tensorboard, xdist
 import crossformer_mm
 assert crossformer_mm.__path__ == sys.argv[1:]
 ' "$ROOT/crossformer_mm") >/dev/null 2>&1
