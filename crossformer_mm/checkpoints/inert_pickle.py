@@ -39,6 +39,8 @@ class Name(str):
 class Node:
     """A dict, a set, or an object that a call would make."""
 
+    __slots__ = ("args", "items", "name", "state")
+
     def __init__(self, name: str, args: object = ()) -> None:
         self.name, self.args = name, args  # "dict", "storage", or what would be called
         # Pairs of a dict, or of what a set has and None; keys are not hashed.
