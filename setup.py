@@ -67,7 +67,10 @@ EXPORT = [
 # would bring numpy 2, which PyTorch 2.1 does not take.
 EXPLORE = ["gradio>=6", "pandas<3"]
 # playwright drives Chromium in the page's tests; mmpretrain's vis_cam.py draws with grad-cam.
-TESTS = ["pytest>=7.3", "pytest-xdist>=3", "playwright>=1.40", "grad-cam>=1.5"]
+TESTS = [
+    *("pytest>=7.3", "pytest-xdist>=3", "hypothesis>=6.80"),
+    *("playwright>=1.40", "grad-cam>=1.5"),
+]
 
 setup(
     name="crossformer_mm",

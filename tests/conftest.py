@@ -24,7 +24,7 @@ NANO_CONFIG = CONFIGS / "detection/retinanet_crossformer-nano_fpn_toy-coco.py"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--fuzz-cases", type=int, default=200, help="of test_random_cases.py")
+    parser.addoption("--fuzz-cases", type=int, default=200, help="of each random test")
 
 
 def metrics_of(work_dir: Path) -> dict:

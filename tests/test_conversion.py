@@ -165,9 +165,20 @@ FAULTS = {
         {"patch_embed.projs.0.bias": torch.ones(33)},
         r"0\.bias \(33,\) instead of \(32,",
     ),
-    "NaN": ({"norm.bias": torch.ones(512) * torch.nan}, "NaN or infinity: backbone.norm.bias$"),
-    "infinite": ({"head.bias": torch.ones(2) / 0}, "fier: 1 with NaN or infinity: head.fc.bias$"),
+    "NaN": (
+        {"norm.bias": torch.ones(512) * torch.nan},
+        r"NaN or infinity .* in 1 weights: backbone\.norm\.bias \(",
+    ),
+    "infinite": (
+        {"head.bias": torch.ones(2) / 0},
+        r"NaN or infinity .* in 1 weights: head\.fc\.bias \(",
+    ),
     "integers": ({"norm.bias": torch.ones(512).int()}, "1 of another type: backbone.norm.bias$"),
+    "too large": (
+        {"norm.bias": torch.full((512,), 1e39, dtype=torch.float64)},
+        r"as float32.*norm\.bias \(",
+    ),
+    "complex": ({"norm.bias": torch.ones(512).cfloat()}, "1 of another type: backbone.norm.bias$"),
     "no classifier bias": ({"head.bias": None}, r"the classifier: 1 missing: head\.fc\.bias$"),
     "no axis": ({"head.weight": torch.ones(())}, r"head\.fc\.weight \(\) instead of \(0, 512\)"),
     "lines in a name": ({"a\nb" + "c" * 10**4: torch.ones(1)}, r": backbone.a\\nbc+\.\.\.$"),

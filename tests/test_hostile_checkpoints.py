@@ -63,6 +63,25 @@ def zip_of(records: dict[str, bytes], twice: bool = False, **options: object) ->
     return build
 
 
+def with_comment(path: Path) -> None:
+    torch.save({"a": torch.ones(1)}, path)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.comment = b"more"
+
+
+def with_another_directory(path: Path, trace: Path) -> None:
+    """The first one has the second as its comment: whoever looks from the end finds that."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("w/data.pkl", pickle.dumps({"a": 1}, 2))
+    content = path.read_bytes()
+    end = struct.unpack("<4s4H2LH", content[-22:])
+    directory = content[-22 - end[5] : -22]
+    second = directory + struct.pack("<4s4H2LH", *end[:6], len(content), 0)
+    path.write_bytes(content[:-2] + struct.pack("<H", len(second)) + second)
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None and not archive.comment
+
+
 def raw(content: bytes) -> Builder:
     return lambda path, trace: path.write_bytes(content)
 
@@ -204,6 +223,9 @@ DAMAGED: dict[str, tuple[Builder, str]] = {
     "another zip": (zip_of({"a": b""}), "is a zip file, but not a checkpoint"),
     "compressed": (zip_of(PICKLE, compression=zipfile.ZIP_DEFLATED), "is compressed"),
     "overlapping": (zip_of(PICKLE, twice=True), "is damaged: its records overlap"),
+    "two directories": (with_another_directory, "overlap, or there is more than these"),
+    "instructions": (ops(b"N" + b"\x94" * (1 << 19)), "more instructions than its weights need"),
+    "a comment": (lambda p, t: with_comment(p), "overlap, or there is more than these"),
     "same names": (ops(b"N", sa=b"a" * 9, sA=b"b"), "two of its records have the same name"),
     "big-endian": (zip_of({**PICKLE, "w/byteorder": b"big"}), "written on a big-endian machine"),
     "no instruction": (ops(b"\xff"), "is not a complete checkpoint: byte 255 is no pickle instr"),

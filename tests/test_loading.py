@@ -17,13 +17,20 @@ from test_hostile_checkpoints import ATTACKS
 from test_tools import options
 
 from crossformer_mm import CrossFormer, register_classifiers
+from crossformer_mm.checkpoints import loader
 from crossformer_mm.checkpoints.convert import convert_checkpoint
-from crossformer_mm.checkpoints.loader import find_file, load_from_safe, use_safe_loader
+from crossformer_mm.checkpoints.loader import (
+    find_file,
+    load_from_safe,
+    load_model,
+    use_safe_loader,
+)
 from crossformer_mm.checkpoints.reader import load_file
 from crossformer_mm.engine.config import load_config
 from crossformer_mm.engine.hooks.whole_checkpoints import find_checkpoint_to_resume
 from crossformer_mm.models.build import build_model
 from crossformer_mm.utils.errors import CheckpointError, UnsafeCheckpointError
+from crossformer_mm.visualization.inputs import build_backbone
 
 # --- Backbones and whole models -----------------------------------------------------------------
 
@@ -72,7 +79,7 @@ def test_a_weight_that_does_not_fit_is_named_and_nothing_is_loaded(tmp_path):
     with pytest.raises(ValueError, match=r"1 missing: layers\.2\.blocks\.1\.mlp\.fc1\.bias"):
         backbone.init_weights()
     torch.save({name: value * torch.nan for name, value in before.items()}, tmp_path / "w.pth")
-    with pytest.raises(CheckpointError, match=r"w\.pth .*: \d+ with NaN or infinity: patch_embed"):
+    with pytest.raises(CheckpointError, match=r"w\.pth has NaN .* in \d+ weights: patch_embed"):
         backbone.init_weights()
     old.assert_same(backbone.state_dict(), before)
     # Where torch is told so, a part is loaded.
@@ -115,6 +122,96 @@ def test_mmengine_loads_whole_models_and_refuses_part_of_a_backbone(tmp_path):
     alone = CrossFormer(cfg.model.backbone.arch, out_indices=(3,), final_norm=True)
     load_checkpoint(alone, file)
     old.assert_same(alone.state_dict(), model.backbone.state_dict())
+
+
+@pytest.mark.families
+@pytest.mark.parametrize("lost", ["patch_embed.projs.0.weight", "norm.bias", "patch_embed."])
+def test_any_weight_that_is_lost_is_missed(tmp_path, lost):
+    cfg = load_config(str(CONFIGS / "classification/crossformer-nano_toy-imagenet.py"))
+    model = build_model(cfg)
+    weights = model.state_dict()
+    kept = {n: v for n, v in weights.items() if not n.startswith(f"backbone.{lost}")}
+    torch.save({"state_dict": kept}, tmp_path / "w.pth")
+    said = rf"{len(weights) - len(kept)} missing: {lost}"
+    with pytest.raises(CheckpointError, match=said):
+        load_checkpoint(model, str(tmp_path / "w.pth"))
+
+
+@pytest.mark.families
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"state_dict": {"backbone.conv1.weight": torch.ones(64, 3, 7, 7)}},
+        {"conv1.weight": torch.ones(64, 3, 7, 7)},
+        {"model": {"a": 1}},
+        {"state_dict": {"backbone.norm.weight": 3}},
+        {"epoch": 3},
+    ],
+    ids=str,
+)
+def test_a_file_of_another_model_is_refused_by_a_model_with_a_crossformer(tmp_path, content):
+    cfg = load_config(str(CONFIGS / "classification/crossformer-nano_toy-imagenet.py"))
+    torch.save(content, tmp_path / "w.pth")
+    for model in (build_model(cfg), CrossFormer(SMALL_ARCH)):
+        with pytest.raises(CheckpointError, match="does not fit this backbone: .* missing: patch"):
+            load_checkpoint(model, str(tmp_path / "w.pth"))
+
+
+@pytest.mark.families
+def test_a_backbone_with_or_without_its_prefix_loads(tmp_path):
+    detector, file = build_model(load_config(str(NANO_CONFIG))), str(tmp_path / "w.pth")
+    expected = detector.backbone.state_dict()
+    named = {f"backbone.{name}": value for name, value in expected.items()}
+    for weights in (named, {**named, "neck.a": torch.ones(1)}, expected):
+        torch.save({"state_dict": weights}, file)
+        alone = build_model(load_config(str(NANO_CONFIG))).backbone
+        load_checkpoint(alone, file)
+        old.assert_same(alone.state_dict(), expected)
+    torch.save({"state_dict": named}, file)
+    other = build_model(load_config(str(NANO_CONFIG)))
+    load_checkpoint(other, file)
+    old.assert_same(other.backbone.state_dict(), expected)
+
+
+@pytest.mark.families
+@pytest.mark.parametrize("metadata", [{"": {"version": "2"}}, {"": 3}, [1], {"": {"version": 2.5}}])
+def test_versions_of_modules_that_are_none_are_refused(tmp_path, metadata):
+    state = torch.nn.BatchNorm2d(3).state_dict()
+    state._metadata = metadata
+    torch.save({"state_dict": state}, tmp_path / "w.pth")
+    with pytest.raises(UnsafeCheckpointError, match="sets attributes of an OrderedDict"):
+        load_checkpoint(torch.nn.BatchNorm2d(3), str(tmp_path / "w.pth"))
+
+
+@pytest.mark.families
+@pytest.mark.parametrize("value", [torch.nan, -torch.inf, 1e39])
+@pytest.mark.parametrize("key", ["state_dict", "ema_state_dict"])
+def test_weights_of_a_head_that_are_not_finite_are_named_unless_told_otherwise(
+    toy_coco, tmp_path, capsys, key, value
+):
+    cfg, file = load_config(str(NANO_CONFIG)), tmp_path / "w.pth"
+    weights = build_model(cfg).state_dict()
+    name = "bbox_head.retina_cls.bias"
+    bad = {**weights, name: torch.full_like(weights[name].double(), value)}
+    torch.save({"state_dict": weights, key: bad}, file)
+    said = rf"w\.pth has NaN or infinity .* in 1 weights: {name} \(check_weights=False"
+    for load in (
+        lambda: load_model(cfg, str(file), torch.device("cpu")),
+        lambda: load_checkpoint(build_model(cfg), str(file)),
+        lambda: build_backbone(cfg, str(file)),
+    ):
+        with pytest.raises(CheckpointError, match=said):
+            load()
+    test = (ROOT / "tools/test.py", NANO_CONFIG, file, "--work-dir", tmp_path / "work")
+    with pytest.raises(SystemExit, match=f"^error: .*{said}"):
+        tool_main(*test, *options(toy_coco))
+    cfg.check_weights = False
+    assert load_model(cfg, str(file), torch.device("cpu")) and build_backbone(cfg, str(file))
+    if key == "state_dict" and value is torch.nan:
+        tool_main(*test, *options(toy_coco, "check_weights=False"))
+        assert (
+            f"{len(weights)} of the model's {len(weights)} weights match" in capsys.readouterr().out
+        )
 
 
 @pytest.mark.families
@@ -250,7 +347,7 @@ def test_the_authors_file_is_trained_on_and_resumed_and_no_config_in_it_runs(run
     with pytest.raises(SystemExit, match="^error: .* parameters in 1 groups, the config trains "):
         run("train", "--resume", changes=["optim_wrapper.paramwise_cfg.norm_decay_mult=0"])
     said = run("train", "--resume", changes=["train_cfg.max_epochs=2"])
-    assert "the learning rates of the checkpoint, not those of the config" in said
+    assert "goes on with the checkpoint's initial_lr, not the config's" in said
     count = len(saved["state_dict"])
     assert f"Checkpoint: {count} of the model's {count} weights match" in said
     assert "resumed epoch: 1" in said and not trace.exists()
@@ -270,30 +367,11 @@ def test_an_old_detector_is_tested_as_it_is(run, tmp_path):
 
 
 def test_names_and_addresses_become_files(monkeypatch, tmp_path):
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    fetched = []
-
-    def download(url: str, path: str) -> None:
-        fetched.append(url)
-        Path(path).write_bytes(b"")
-
-    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
-    for _ in range(2):
-        found = find_file("https://example.org/models/crossformer-s.pth?download=1")
-        assert found == tmp_path / "hub/checkpoints/crossformer-s.pth"
-    assert fetched == ["https://example.org/models/crossformer-s.pth?download=1"]
+    monkeypatch.setattr(loader, "download", Path)
     assert find_file("torchvision://resnet50").name.startswith("resnet50-")
     assert find_file("open-mmlab://resnet50_v1c").name.startswith("resnet50_v1c-")
     assert find_file("~/w.pth") == Path.home() / "w.pth"
-    assert find_file((tmp_path / "w.pth").as_uri()) == tmp_path / "w.pth"
+    assert find_file((tmp_path / "a b.pth").as_uri()) == tmp_path / "a b.pth"
     for name in ("s3://bucket/w.pth", "pavi://w", "torchvision://no_such_model"):
         with pytest.raises(CheckpointError, match=name):
             find_file(name)
-
-
-def test_a_failed_download_is_named_and_leaves_nothing(monkeypatch, tmp_path):
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    for url in ("http://host:port/w.pth", "http://no host/w.pth", "https://127.0.0.1:1/w.pth"):
-        with pytest.raises(CheckpointError, match=f"checkpoint {url} cannot be downloaded"):
-            find_file(url)
-    assert not list((tmp_path / "checkpoints").iterdir())

@@ -187,4 +187,4 @@ def test_a_second_call_installs_nothing(tmp_path):
     make_command(tmp_path / "venv/bin", "python", '[ "$2" != pip ] && echo "python $*"')
     result = set_up(tmp_path)
     assert result.returncode == 0, result.stderr
-    assert "pytest -n 2 --dist loadfile --version" in result.stdout
+    assert "pytest -n 2 --dist loadfile --max-worker-restart 0 --version" in result.stdout

@@ -11,7 +11,7 @@ die() {
 }
 
 need_file() {
-    [ -f "$2" ] || die "$1 $2 does not exist"
+    [[ -f "$2" || "$1" != config && "$2" == *://* ]] || die "$1 $2 does not exist"
 }
 
 need_number() {

@@ -10,7 +10,7 @@ need_file config "$CONFIG"
 need_number GPUS "$GPUS"
 PRETRAINED=()
 if [ $# -gt 0 ] && [[ "$1" != -* ]]; then
-    [[ "$1" == *://* ]] || need_file PRETRAINED "$1"
+    need_file PRETRAINED "$1"
     PRETRAINED=(--pretrained "$1")
     shift
 fi

@@ -35,8 +35,9 @@ if sys.argv[1]:
 has_project() {
     (cd / && "$1" -c '
 import sys
+import hypothesis, onnxruntime, onnxscript, playwright, pytest, pytorch_grad_cam, ruff, safetensors
+import tensorboard, xdist
 from importlib.metadata import version
-import onnxruntime, onnxscript, playwright, pytest, pytorch_grad_cam, ruff, safetensors, tensorboard, xdist
 import crossformer_mm
 version("gradio")  # which takes seconds to import
 assert crossformer_mm.__path__ == sys.argv[1:]

@@ -24,6 +24,7 @@ from crossformer_mm.models.build import build_on_meta
 from crossformer_mm.models.state_dict import (
     CheckpointLayout,
     check_backbone,
+    check_values,
     count_outputs,
     extract_state_dict,
     find_architecture,
@@ -67,6 +68,7 @@ def convert_checkpoint(
     kind, expected = _find_target(layout, arch or found, cfg, source)
     weights = library_layout(layout)
     check_backbone(weights, expected, f"{source} does not fit the {kind}")
+    check_values(weights, source)
     if arch not in (None, found):
         raise CheckpointError(f"{source} fits the config, but is not of arch {arch!r}")
     old_weights, others = split_checkpoint(checkpoint)

@@ -10,7 +10,12 @@ import pickletools
 from collections.abc import Callable, Collection
 from io import BytesIO
 
-from crossformer_mm.utils.errors import UnsafeCheckpointError, describe, one_line
+from crossformer_mm.utils.errors import (
+    CheckpointError,
+    UnsafeCheckpointError,
+    describe,
+    one_line,
+)
 
 # What protocols 2 to 5 write for plain values, and for what fills lists and nodes.
 _INSTRUCTIONS = """
@@ -34,6 +39,8 @@ class Name(str):
 class Node:
     """A dict, a set, or an object that a call would make."""
 
+    __slots__ = ("args", "items", "name", "state")
+
     def __init__(self, name: str, args: object = ()) -> None:
         self.name, self.args = name, args  # "dict", "storage", or what would be called
         # Pairs of a dict, or of what a set has and None; keys are not hashed.
@@ -56,7 +63,18 @@ def describe_node(value: object) -> str:
 
 
 class _Instructions(dict):
-    """Instructions by code; an error names one that is not there."""
+    """Instructions by code; an error names one that is not there, or says that it is one too many.
+
+    Each takes memory, a dict a hundred times the byte that asks for it.
+    """
+
+    left = 0
+
+    def __getitem__(self, code: int) -> Callable:
+        self.left -= 1
+        if self.left < 0:
+            raise CheckpointError("is damaged: it has more instructions than its weights need")
+        return super().__getitem__(code)
 
     def __missing__(self, code: int) -> Callable:
         known = pickletools.code2op.get(chr(code))
@@ -105,17 +123,21 @@ class _InertUnpickler(pickle._Unpickler):
     }
 
 
-def read_pickle(data: bytes, names: Collection[str]) -> object:
+def read_pickle(data: bytes, names: Collection[str], limit: int) -> object:
     """Read a pickle of protocol 2 to 5 as nodes, lists, tuples and plain values.
 
     Args:
         data: The pickle.
         names: The classes and functions that it may name, as ``module.name``.
+        limit: The most instructions that it may have.
 
     Raises:
         UnsafeCheckpointError: If it has another name, or an instruction that weights do not need.
+        CheckpointError: If it has too many instructions.
         Exception: Of nearly any kind, if it is damaged.
     """
     unpickler = _InertUnpickler(BytesIO(data))
     unpickler.names = names
+    unpickler.dispatch = _Instructions(_InertUnpickler.dispatch)
+    unpickler.dispatch.left = limit
     return unpickler.load()

@@ -9,37 +9,60 @@ import ast
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Mapping
-from http.client import HTTPException
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
-from urllib.parse import urlparse
+from urllib.parse import unquote
 
 import torch
 from mmengine.config import Config
-from mmengine.dist import barrier, get_rank
 from mmengine.logging import print_log
 from mmengine.model import revert_sync_batchnorm
 from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as tables
 from torch import nn
 
+from crossformer_mm.checkpoints.download import download
 from crossformer_mm.checkpoints.reader import load_file
 from crossformer_mm.models.build import build_model
 from crossformer_mm.models.state_dict import (
     PREFIX,
     STRICT,
+    check_values,
     compare_weights,
     extract_state_dict,
     library_layout,
     parse_state_dict,
     split_checkpoint,
 )
-from crossformer_mm.utils.errors import CheckpointError
+from crossformer_mm.utils.errors import CheckpointError, mask_secrets
 
 # Of local paths and the web; loaders for other places stay whose they are.
 PREFIXES = ("", "http://", "https://")
 # The configs that a checkpoint holds as text, which inferencers and resuming run as Python.
 CONFIG_TEXTS = (("meta", "cfg"), ("meta", "config"), ("message_hub", "runtime_info", "cfg"))
+_checks_values = ContextVar("checks_values", default=True)
+
+
+class _StrictMetadata(dict):
+    """Of a state dict: tells each module, whatever its name, to check that all of it fits."""
+
+    def get(self, module: str, default: object = None) -> dict:
+        return {**super().get(module, {}), STRICT: True}
+
+    def __reduce__(self) -> tuple:
+        return OrderedDict, (list(self.items()),)  # saved as what it was
+
+
+@contextmanager
+def checking_values(enabled: bool) -> Iterator[None]:
+    """Load checkpoints with NaN or infinity too, if not enabled: ``check_weights`` in a config."""
+    token = _checks_values.set(enabled)
+    try:
+        yield
+    finally:
+        _checks_values.reset(token)
 
 
 def use_safe_loader() -> None:
@@ -66,26 +89,39 @@ def load_from_safe(filename: str, map_location: str | torch.device | None = None
 
     Raises:
         FileNotFoundError: If there is no such file.
-        CheckpointError: If it cannot be read, or not safely.
+        CheckpointError: If it cannot be read, or not safely, or holds weights of a CrossFormer
+            that are not finite.
     """
     checkpoint = load_file(find_file(filename), map_location)
+    filename = mask_secrets(filename)
     if not isinstance(checkpoint, dict):
         return checkpoint
     _drop_programs(checkpoint, filename)
     state_dict, others = split_checkpoint(checkpoint)
-    if not any(str(name).endswith("patch_embed.projs.0.weight") for name in state_dict):
-        return checkpoint  # of another model
-    layout = parse_state_dict(extract_state_dict(checkpoint, filename))
+    if not any("patch_embed.projs." in str(name) for name in state_dict):
+        # Of another model; a CrossFormer that gets it complains.
+        if checkpoint.get("state_dict") is state_dict:
+            return {**checkpoint, "state_dict": _marked(state_dict, state_dict)}
+        return _marked(checkpoint, checkpoint)  # what mmengine takes for weights then
+    found = extract_state_dict(checkpoint, filename)
+    if _checks_values.get():
+        averages = checkpoint.get("ema_state_dict")
+        check_values({**found, **(averages if isinstance(averages, Mapping) else {})}, filename)
+    layout = parse_state_dict(found)
     weights = library_layout(layout)
+    if weights is layout.backbone and any(name.startswith(PREFIX) for name in found):
+        weights = {PREFIX + name: value for name, value in weights.items()}
     if weights.keys() != state_dict.keys():
         dropped = f"dropped by rule: {layout.describe_dropped()}"
         print_log(f"{filename}: took {len(weights)} weights; {dropped}", logger="current")
-    # Marked for the backbone, alone or in a model, to check that all of it fits.
+    return {**others, "state_dict": _marked(weights, state_dict)}
+
+
+def _marked(weights: Mapping, source: Mapping) -> OrderedDict:
+    """Weights with the metadata of where they are from, marked as :class:`_StrictMetadata`."""
     marked = OrderedDict(weights)
-    marked._metadata = dict(getattr(state_dict, "_metadata", {}))
-    for module in ("", PREFIX.rstrip(".")):
-        marked._metadata[module] = {**marked._metadata.get(module, {}), STRICT: True}
-    return {**others, "state_dict": marked}
+    marked._metadata = _StrictMetadata(getattr(source, "_metadata", {}))
+    return marked
 
 
 def load_model(
@@ -98,11 +134,13 @@ def load_model(
         (empty if it uses all).
 
     Raises:
-        CheckpointError: If the checkpoint cannot be read or lacks a weight of the model.
+        CheckpointError: If the checkpoint cannot be read, lacks a weight of the model, or has
+            weights that are not finite, unless the config has ``check_weights=False``.
     """
     # SyncBN is BN with the same weights, and BN needs no GPU.
     model = revert_sync_batchnorm(build_model(cfg))
-    checkpoint = load_from_safe(checkpoint_file, "cpu")
+    with checking_values(cfg.get("check_weights", True)):
+        checkpoint = load_from_safe(checkpoint_file, "cpu")
     weights = extract_state_dict(checkpoint, checkpoint_file)
     own = model.state_dict()
     matched, mismatch = compare_weights(weights, own)
@@ -126,9 +164,9 @@ def find_file(name: str | Path) -> Path:
     if not separator:
         return Path(os.path.expanduser(name))
     if scheme == "file":
-        return Path(rest)
+        return Path(unquote(rest))
     if scheme in ("http", "https"):
-        return _download(str(name))
+        return download(str(name))
     if scheme in ("torchvision", "modelzoo"):
         urls = tables.get_torchvision_models()
     elif scheme in ("open-mmlab", "openmmlab"):
@@ -141,22 +179,6 @@ def find_file(name: str | Path) -> Path:
     if rest not in urls:
         raise CheckpointError(f"checkpoint {name}: mmengine knows no such model")
     return find_file(urls[rest])
-
-
-def _download(url: str) -> Path:
-    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
-    # The first process fetches it for all; on other machines it may still be missing then.
-    if get_rank() != 0:
-        barrier()
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(url, str(path))
-        except (OSError, HTTPException, ValueError) as error:
-            raise CheckpointError(f"checkpoint {url} cannot be downloaded: {error}") from error
-    if get_rank() == 0:
-        barrier()
-    return path
 
 
 def _drop_programs(checkpoint: dict, filename: str) -> None:

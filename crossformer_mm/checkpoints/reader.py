@@ -8,6 +8,7 @@ inert nodes (:mod:`.inert_pickle`), and values are made of these from a closed l
 import codecs
 import json
 import os
+import struct
 import zipfile
 from collections.abc import Callable
 from functools import cache
@@ -29,6 +30,9 @@ from crossformer_mm.utils.errors import (
 # What a checkpoint holds may be this many times as large as the file, since tensors share memory.
 MAX_EXPANSION = 16
 SMALL_FILE = 2**20
+# Of a file of any size; each weight takes some sixty, and its optimizer's state as many.
+MIN_INSTRUCTIONS = 2**18
+MAX_DESCRIPTOR = 24  # bytes between two records of a zip file
 
 
 def load_file(filename: str | Path, map_location: str | torch.device | None = "cpu") -> object:
@@ -97,7 +101,7 @@ def _read_zip(file: BinaryIO, path: Path, device: str | torch.device) -> object:
         raise CheckpointError("is cut off: the end of the file is missing")
     with zipfile.ZipFile(file) as archive:
         size = os.fstat(file.fileno()).st_size
-        records = _checked_records(archive, size)
+        records = _checked_records(archive)
         # All names begin with that of the archive, which has no meaning.
         top = archive.namelist()[0].partition("/")[0]
         if f"{top}/data.pkl" not in records:
@@ -117,23 +121,38 @@ def _read_zip(file: BinaryIO, path: Path, device: str | torch.device) -> object:
                 wrong = f"the checksum of {one_line(name)} is wrong"
                 raise CheckpointError(f"is damaged: {wrong}") from None
 
-        nodes = read_pickle(archive.read(f"{top}/data.pkl"), NAMES)
+        nodes = read_pickle(archive.read(f"{top}/data.pkl"), NAMES, MIN_INSTRUCTIONS + size // 16)
         return ValueBuilder(read_storage, MAX_EXPANSION * size + SMALL_FILE, device).build(nodes)
 
 
-def _checked_records(archive: zipfile.ZipFile, file_size: int) -> dict[str, zipfile.ZipInfo]:
+def _check_places(archive: zipfile.ZipFile) -> None:
+    """Raise CheckpointError unless a file is its records and directory, one after the other.
+
+    Otherwise it may hold others, which other programs find first.
+    """
+    end = 0
+    for record in sorted(archive.infolist(), key=lambda record: record.header_offset):
+        gap = record.header_offset - end
+        if not 0 <= gap <= MAX_DESCRIPTOR:
+            break
+        archive.fp.seek(record.header_offset + 26)
+        end += gap + 30 + sum(struct.unpack("<HH", archive.fp.read(4))) + record.compress_size
+    else:
+        gap = archive.start_dir - end
+    if not 0 <= gap <= MAX_DESCRIPTOR or archive.comment:
+        raise CheckpointError("is damaged: its records overlap, or there is more than these")
+
+
+def _checked_records(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     """The records by name; raises CheckpointError if they cannot be what PyTorch wrote."""
     records = archive.infolist()
     if any(record.filename.endswith("/constants.pkl") for record in records):
         raise UnsafeCheckpointError("it is a TorchScript archive, a program")
     if any(record.compress_type != zipfile.ZIP_STORED for record in records):
         raise CheckpointError("is compressed, which checkpoints are not")
-    if sum(record.file_size for record in records) > file_size:
-        raise CheckpointError("is damaged: its records overlap")
+    _check_places(archive)
     if len({record.filename.lower() for record in records}) < len(records):
         raise CheckpointError("is damaged: two of its records have the same name")
-    if not records or min(record.header_offset for record in records) > 0:
-        raise CheckpointError("is damaged: it does not begin with its first record")
     if not any(record.CRC for record in records):
         for record in records:  # PyTorch wrote no checksums
             del record.CRC

@@ -163,7 +163,8 @@ def _ordered_dict(
             pass
         # Module.state_dict() hangs the versions of the modules on its result.
         case {"_metadata": dict(versions), **others} if not others and all(
-            isinstance(entry, dict) for entry in versions.values()
+            isinstance(entry, dict) and type(entry.get("version")) in (int, type(None))
+            for entry in versions.values()
         ):
             found._metadata = versions
         case _:

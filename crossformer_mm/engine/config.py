@@ -149,9 +149,9 @@ def takes_rgb(preprocessor: Mapping) -> bool:
 
 def check_file(path: str | None, argument: str) -> None:
     """Fail if a local file named on the command line does not exist."""
-    file = Path(os.path.expanduser(path or ""))  # leaves names of unknown users as they are
-    if path is not None and "://" not in path and not file.is_file():
-        fail(f"{argument} {path} {'is not a file' if file.exists() else 'does not exist'}")
+    file = os.path.expanduser(path or "")  # leaves names of unknown users as they are
+    if path is not None and "://" not in path and not os.path.isfile(file):
+        fail(f"{argument} {path} {'is not a file' if os.path.exists(file) else 'does not exist'}")
 
 
 def check_writable(argument: str, path: str, is_folder: bool = False) -> None:

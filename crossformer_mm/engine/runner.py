@@ -1,13 +1,15 @@
 """The runner of the tools: mmengine's, with errors that name the file and repeatable data."""
 
+import logging
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 
 import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose
-from mmengine.logging import print_log
+from mmengine.logging import MMLogger, print_log
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import BaseOptimWrapper, OptimWrapper
 from mmengine.registry import DATASETS
@@ -15,6 +17,7 @@ from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from crossformer_mm.checkpoints.loader import checking_values, find_file
 from crossformer_mm.datasets.checked_pipeline import CheckedCompose
 from crossformer_mm.datasets.coco_annotations import check_while_reading
 from crossformer_mm.datasets.paths import walk_datasets
@@ -26,7 +29,13 @@ from crossformer_mm.engine.hooks.data_check import DataCheckHook
 from crossformer_mm.engine.hooks.loss_check import LossCheckHook
 from crossformer_mm.engine.hooks.whole_checkpoints import WholeCheckpointsHook
 from crossformer_mm.engine.seeding import SeedEachIterationHook, take_samples, with_seeding_sampler
-from crossformer_mm.utils.errors import DataError, reason_of
+from crossformer_mm.utils.errors import (
+    CheckpointError,
+    DataError,
+    mask_secrets,
+    one_line,
+    reason_of,
+)
 
 
 class CheckedRunner(Runner):
@@ -66,6 +75,34 @@ class CheckedRunner(Runner):
                 dataset.pipeline = CheckedCompose(dataset)
         return loader
 
+    def build_logger(self, *args: object, **kwargs: object) -> MMLogger:
+        """Build as mmengine does; URLs are written without their passwords."""
+        logger = super().build_logger(*args, **kwargs)
+        for handler in logger.handlers:
+            handler.addFilter(_mask_record)
+        return logger
+
+    def load_checkpoint(self, filename: str, *args: object, **kwargs: object) -> dict:
+        """Load as mmengine does; raises CheckpointError, which names the file, if it does not fit.
+
+        With ``check_weights=False`` in the config, weights may be NaN or infinite.
+        """
+        with _naming(filename), checking_values(self.cfg.get("check_weights", True)):
+            has_secret = mask_secrets(filename) != str(filename)  # mmengine prints the name
+            file = str(find_file(filename)) if has_secret else filename
+            return super().load_checkpoint(file, *args, **kwargs)
+
+    def resume(self, filename: str, *args: object, **kwargs: object) -> None:
+        """Resume as mmengine does; raises CheckpointError if the training's state is damaged."""
+        with _naming(filename):
+            try:
+                super().resume(filename, *args, **kwargs)
+            except (CheckpointError, OSError):
+                raise
+            except Exception as error:  # mmengine and optimizers take whatever they find
+                reason = one_line(f"{type(error).__name__}: {error}")
+                raise CheckpointError(f"its training state is damaged: {reason}") from error
+
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         """Wrap as mmengine does, which replaces SyncBN by BN on a CPU only if it is one process."""
         if self.distributed and not torch.cuda.is_available():
@@ -83,11 +120,29 @@ class CheckedRunner(Runner):
         return super().build_optim_wrapper(optim_wrapper)
 
 
+@contextmanager
+def _naming(filename: str) -> Iterator[None]:
+    """Have an error about a checkpoint name it."""
+    try:
+        yield
+    except CheckpointError as error:
+        if mask_secrets(filename) in str(error):
+            raise
+        raise CheckpointError(f"checkpoint {filename}: {error}") from error
+
+
+def _mask_record(record: logging.LogRecord) -> bool:
+    if "://" in (text := record.getMessage()):
+        record.msg, record.args = mask_secrets(text), ()
+    return True
+
+
 def build_runner(cfg: Config, launcher: str, all_weights_needed: bool) -> Runner:
     """Join the other processes, if any, and build the runner that the config describes.
 
-    ``check_loss=False`` in the config lets training go on at a NaN or infinite loss, and
-    ``check_data=False`` where data and heads contradict each other. ``launcher`` is that of
+    ``check_loss=False`` in the config lets training go on at a NaN or infinite loss,
+    ``check_weights=False`` with such weights, and ``check_data=False`` where data and heads
+    contradict each other. ``launcher`` is that of
     :func:`init_dist`, ``all_weights_needed`` that of :class:`CheckpointMatchHook`.
     """
     init_dist(cfg, launcher)

@@ -215,7 +215,9 @@ class CrossFormer(BaseModule):
             from mmengine.runner import CheckpointLoader  # imports OpenCV
 
             file, prefix = pretrained
-            load_backbone(self, CheckpointLoader.load_checkpoint(file, "cpu"), file, prefix)
+            # Silent, since the name may be a URL with a password.
+            checkpoint = CheckpointLoader.load_checkpoint(file, "cpu", logger="silent")
+            load_backbone(self, checkpoint, file, prefix)
         elif self.init_cfg:
             super().init_weights()
         elif self._built_on_meta:

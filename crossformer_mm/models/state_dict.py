@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from crossformer_mm.models.architectures import ARCH_ZOO
 from crossformer_mm.models.grouping import LONG_RANGES
 from crossformer_mm.models.position_bias import POSITION_BIASES
-from crossformer_mm.utils.errors import CheckpointError, describe, one_line
+from crossformer_mm.utils.errors import CheckpointError, describe, mask_secrets, one_line
 
 # Derived values that older releases stored beside the weights.
 DERIVED_BUFFERS = ("biases", "relative_position_index", "attn_mask")
@@ -159,34 +159,54 @@ def load_backbone(
         prefix: What stands before the backbone's names, where anything does.
 
     Raises:
-        CheckpointError: If a weight is missing, unexpected, of another shape or not finite. Nothing
-            is loaded.
+        CheckpointError: If a weight is missing, unexpected, or of another shape or type. Nothing is
+            loaded.
     """
     layout = parse_state_dict(extract_state_dict(checkpoint, filename), prefix)
     layout.dropped["classifier"] += len(layout.classifier)
     layout.dropped["neck and heads"] += len(layout.others)
     layout.check_fits(backbone.state_dict(), f"checkpoint {filename} does not fit this backbone")
     backbone.load_state_dict(layout.backbone)
-    matched = f"Backbone: all {len(layout.backbone)} weights match those in {filename}"
+    matched = (
+        f"Backbone: all {len(layout.backbone)} weights match those in {mask_secrets(filename)}"
+    )
     print_log(f"{matched}; dropped by rule: {layout.describe_dropped()}", logger="current")
 
 
-def check_before_loading(backbone: nn.Module, weights: Mapping[str, Tensor], prefix: str) -> None:
+def check_before_loading(backbone: nn.Module, weights: dict[str, Tensor], prefix: str) -> None:
     """Raise CheckpointError if the weights that begin with ``prefix`` do not fit a backbone.
 
-    All of them must fit in a model; alone (no prefix), with ``strict=False``, half of them must.
+    For a backbone alone (no prefix), ``weights`` becomes its own part of a model's checkpoint.
     """
-    weights = {n.removeprefix(prefix): v for n, v in weights.items() if n.startswith(prefix)}
-    own = backbone.state_dict()
-    if not prefix and 2 * compare_weights(weights, own)[0] >= len(own):
-        return
-    CheckpointLayout(weights).check_fits(own, "the checkpoint does not fit this backbone")
+    layout = CheckpointLayout(
+        {n.removeprefix(prefix): v for n, v in weights.items() if n.startswith(prefix)}
+    )
+    if not prefix:
+        layout = parse_state_dict(weights)
+        weights.clear()
+        weights.update(layout.backbone)
+    layout.check_fits(backbone.state_dict(), "the checkpoint does not fit this backbone")
+
+
+def check_values(weights: Mapping[str, Tensor], filename: str | Path) -> None:
+    """Raise CheckpointError if numbers are NaN, infinite, complex, or too large for float32."""
+    names = [
+        one_line(str(name), 150)
+        for name, value in weights.items()
+        if isinstance(value, Tensor) and (value.is_complex() or not value.float().isfinite().all())
+    ]
+    if names:
+        shown = ", ".join(names[:10] + ["..."] * (len(names) > 10))
+        raise CheckpointError(
+            f"{filename} has NaN or infinity as float32, or complex numbers, in {len(names)} "
+            f"weights: {shown} (check_weights=False in a config loads it all the same)"
+        )
 
 
 def check_backbone(
     weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], complaint: str
 ) -> None:
-    """Raise CheckpointError if weights are not exactly the expected ones, or not finite.
+    """Raise CheckpointError if weights are not exactly the expected ones.
 
     The error begins with ``complaint`` and names the architecture that would fit, if one does.
     """
@@ -219,7 +239,7 @@ def _what_table_needs(weights: Mapping[str, Tensor], expected: Mapping[str, Tens
     """What to do about a learned table of position biases of another group size."""
     for name, value in weights.items():
         other = expected.get(name)
-        if name.endswith(TABLE) and value.ndim == 2 and other is not None:
+        if name.endswith(TABLE) and other is not None and getattr(value, "ndim", 0) == 2:
             side, own = ((math.isqrt(len(table)) + 1) // 2 for table in (value, other))
             if side != own:
                 return [f"group_size={side}, not {own}, which position_bias='rpb' cannot change"]
@@ -229,25 +249,27 @@ def _what_table_needs(weights: Mapping[str, Tensor], expected: Mapping[str, Tens
 def compare_weights(
     weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 ) -> tuple[int, str]:
-    """Count the expected weights that are there with their shape, and say what does not fit.
+    """Count the expected weights that are there as expected, and say what does not fit.
 
     That is one line with at most ten names; it is empty when all fits.
     """
     found: dict[str, list[str]] = {}
+    matched = 0
     for name in {**expected, **weights}:
         shown = one_line(name, 150)
         if name not in weights:
             kind = "missing"
         elif name not in expected:
             kind = "unexpected"
+        elif not isinstance(weights[name], Tensor):
+            kind = "of another type"
         elif weights[name].shape != expected[name].shape:
             kind = "of another shape"
             shown += f" {tuple(weights[name].shape)} instead of {tuple(expected[name].shape)}"
         elif expected[name].is_floating_point() and not weights[name].is_floating_point():
             kind = "of another type"
-        elif not weights[name].isfinite().all():
-            kind = "with NaN or infinity"
         else:
+            matched += 1
             continue
         found.setdefault(kind, []).append(shown)
     limit = 10 // max(1, len(found))
@@ -255,7 +277,6 @@ def compare_weights(
         f"{len(names)} {kind}: {', '.join(names[:limit] + ['...'] * (len(names) > limit))}"
         for kind, names in found.items()
     ]
-    matched = sum(n in weights and weights[n].shape == v.shape for n, v in expected.items())
     return matched, "; ".join(problems)
 
 
@@ -265,9 +286,13 @@ def find_architecture(weights: Mapping[str, Tensor]) -> str | None:
     It shows in the channels of the stem, the blocks, their heads where they have a position bias,
     and the cooling layers.
     """
-    shapes = {name.removeprefix(PREFIX): value.shape for name, value in weights.items()}
+    shapes = {
+        name.removeprefix(PREFIX): value.shape
+        for name, value in weights.items()
+        if isinstance(value, Tensor)
+    }
     stem, last_bias = shapes.get("patch_embed.norm.weight"), "attn.pos.pos3.2.bias"
-    blocks = {name.partition(".norm1.")[0] for name in shapes if name.endswith(".norm1.weight")}
+    blocks = {".".join(name.split(".")[:4]) for name in shapes if ".blocks." in name}
     heads = {name: shape for name, shape in shapes.items() if name.endswith(last_bias)}
     plus_plus = any(".ex_ln." in name for name in shapes)
     for name, arch in ARCH_ZOO.items():

@@ -16,7 +16,7 @@ from typing import NoReturn, TextIO
 from torch import distributed
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-from crossformer_mm.utils.errors import printable, reason_of
+from crossformer_mm.utils.errors import mask_secrets, printable, reason_of
 
 
 class OneLineParser(ArgumentParser):
@@ -29,13 +29,13 @@ class OneLineParser(ArgumentParser):
 
 def fail(message: str) -> NoReturn:
     """End the program with exit status 1 and one line on the error stream."""
-    raise SystemExit(f"error: {printable(message)}")
+    raise SystemExit(f"error: {printable(mask_secrets(message))}")
 
 
 def say(*lines: str, file: TextIO | None = None) -> None:
     """Print lines that may hold names of files; what a terminal would act on is escaped."""
     for line in lines:
-        print(printable(line), file=file, flush=True)
+        print(printable(mask_secrets(line)), file=file, flush=True)
 
 
 def warn(message: str) -> None:

@@ -1,10 +1,14 @@
 """What is wrong with a checkpoint or a data set, in one line."""
 
+import re
 import traceback
 
 
 class CheckpointError(ValueError):
-    """A checkpoint cannot be used; the message names the file and the reason."""
+    """A checkpoint cannot be used; the message names the file and the reason, no password."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(mask_secrets(message))
 
 
 class UnsafeCheckpointError(CheckpointError):
@@ -22,6 +26,13 @@ class ExportError(ValueError):
 def printable(text: str) -> str:
     """Escape what a terminal would act on, such as line breaks: text of files and paths has it."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def mask_secrets(text: object) -> str:
+    """Text without the passwords, tokens and signatures of the URLs in it."""
+    text = re.sub(r"(://)[^/@\s]*@", r"\1***@", str(text))
+    secret = r"[^&=\s]*(?:auth|cred|key|pass|pwd|secret|sig|token)[^&=\s]*"
+    return re.sub(rf"(?i)([?&]{secret}=)[^&#\s]*[^&#\s:,.'\")]", r"\1***", text)
 
 
 def one_line(text: str, limit: int = 300) -> str:

@@ -11,10 +11,11 @@ from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor
 
+from crossformer_mm.checkpoints.loader import checking_values
 from crossformer_mm.datasets.checked_pipeline import check_image_file
 from crossformer_mm.engine.config import find_preprocessor, type_name
 from crossformer_mm.models import CrossFormer
-from crossformer_mm.utils.errors import one_line
+from crossformer_mm.utils.errors import mask_secrets, one_line
 
 RANDOM_WEIGHTS = "random weights"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
@@ -55,9 +56,11 @@ def build_backbone(cfg: Config, checkpoint: str | None = None) -> tuple[CrossFor
         backbone = CrossFormer(**options)
     except (TypeError, ValueError) as error:
         raise InputError(f"the backbone of config {cfg.filename}: {error}") from error
-    backbone.init_weights()
+    with checking_values(cfg.get("check_weights", True)):
+        backbone.init_weights()
     source = (options.get("init_cfg") or {}).get("checkpoint")
-    return backbone.eval(), f"weights: {source.rpartition('/')[2]}" if source else RANDOM_WEIGHTS
+    name = source and mask_secrets(source).rpartition("/")[2]
+    return backbone.eval(), f"weights: {name}" if source else RANDOM_WEIGHTS
 
 
 def read_image(

@@ -1,9 +1,10 @@
-"""Compare a loaded checkpoint with the model and its optimizer, and stop where too little fits."""
+"""Compare a loaded checkpoint with the model and the training, and stop where too little fits."""
 
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
 
+from crossformer_mm.engine.hooks.training_match import BATCH, check_training, samples_per_iteration
 from crossformer_mm.models.state_dict import compare_weights, extract_state_dict
 from crossformer_mm.utils.errors import CheckpointError
 
@@ -21,6 +22,10 @@ class CheckpointMatchHook(Hook):
         self.all_weights_needed = all_weights_needed
         self.resumes = resumes
 
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Note what resuming compares beside the states."""
+        checkpoint["meta"][BATCH] = samples_per_iteration(runner)
+
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Compare the checkpoint with the model, before the runner copies the weights.
 
@@ -28,7 +33,7 @@ class CheckpointMatchHook(Hook):
             CheckpointError: If too little fits, or there is no training to go on with.
         """
         if self.resumes:
-            _check_training(runner, checkpoint)
+            check_training(runner, checkpoint)
         model = runner.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
@@ -41,27 +46,3 @@ class CheckpointMatchHook(Hook):
             raise CheckpointError(f"the checkpoint does not fit this model: {problems}")
         if problems:
             runner.logger.warning(f"Checkpoint: {problems}")
-
-
-def _check_training(runner: Runner, checkpoint: dict) -> None:
-    """Compare groups of parameters and their first learning rates, which resuming overwrites."""
-    if "message_hub" not in checkpoint:
-        raise CheckpointError(
-            "the checkpoint to resume holds weights, but not the state of a training by "
-            "mmengine: start from them with --pretrained or --cfg-options load_from=FILE"
-        )
-    states = checkpoint.get("optimizer", {}), runner.optim_wrapper.state_dict()
-    if not all("param_groups" in state for state in states):
-        return  # several optimizers, or none
-    saved, own = ([len(group["params"]) for group in state["param_groups"]] for state in states)
-    if saved != own:
-        raise CheckpointError(
-            f"the checkpoint to resume trained {sum(saved)} parameters in {len(saved)} groups, "
-            f"the config trains {sum(own)} in {len(own)}: resume with the same frozen_stages and "
-            "optim_wrapper, or start from its weights with --cfg-options load_from=FILE"
-        )
-    saved, own = ([group.get("initial_lr") for group in state["param_groups"]] for state in states)
-    if saved != own:
-        runner.logger.warning(
-            "Training goes on with the learning rates of the checkpoint, not those of the config"
-        )
