@@ -4,9 +4,10 @@ mmdet gives labels to category ids in the file's order, and names to labels in t
 ``metainfo``. Where the two differ, it trains to the end and learns other names, in silence.
 """
 
+import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from logging import ERROR, WARNING
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 
-from crossformer_mm.utils.errors import DataError, one_line
+from crossformer_mm.utils.errors import DataError, one_line, reason_of
 
 FAR = 1e6  # pixels
 LARGEST_SIDE = 65_500  # of a JPEG
@@ -35,16 +36,33 @@ def check_while_reading(dataset: BaseDataset) -> None:
 
     def read_and_check(path: str) -> Any:
         del dataset.COCOAPI  # the class has its own again
-        try:
-            api = read(path)
-        except (KeyError, TypeError) as error:
-            raise DataError(f"{dataset.ann_file}: an entry has no {error}") from error
-        complete_annotations(api.dataset, dataset.ann_file, _needs_masks(dataset))
+        api = read_complete(read, path, dataset.ann_file, _needs_masks(dataset))
         check_categories(api.dataset["categories"], dataset.metainfo["classes"], dataset.ann_file)
         print_log(summarize(api, dataset), logger="current")
         return api
 
     dataset.COCOAPI = read_and_check
+
+
+def read_complete(read: Callable[[str], Any], path: str, file: str, with_masks: bool) -> Any:
+    """Read a file, called ``file`` in messages, and call :func:`complete_annotations`.
+
+    Raises:
+        DataError: If it is no JSON, or not what COCO's is.
+    """
+    try:
+        api = read(path)
+        complete_annotations(api.dataset, file, with_masks)
+    except DataError:
+        raise
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise DataError(f"{file} is not JSON: {one_line(str(error))}") from error
+    except KeyError as error:
+        raise DataError(f"{file}: an entry has no {one_line(str(error), 100)}") from error
+    except (AssertionError, AttributeError, OverflowError, TypeError, ValueError) as error:
+        said = one_line(reason_of(error), 200)
+        raise DataError(f"{file}: an entry is not of COCO's type: {said}") from error
+    return api
 
 
 def _needs_masks(dataset: BaseDataset) -> bool:
