@@ -4,6 +4,7 @@ A family is a strategy, which draws the content of a file, and an oracle, which 
 of it. ``pytest tests/test_fuzz.py --fuzz-cases 100000`` draws more, and ends with a table.
 """
 
+import copy
 import io
 import json
 import re
@@ -274,7 +275,7 @@ def damaged_coco(draw: Callable) -> bytes:
             continue
         match draw(st.sampled_from(("set", "set", "drop", "double"))):
             case "set":
-                parent[key] = draw(st.sampled_from(ODD))
+                parent[key] = copy.deepcopy(draw(st.sampled_from(ODD)))
             case "drop":
                 del parent[key]
             case "double" if isinstance(parent, list):
@@ -305,6 +306,7 @@ def read_label_map(path: Path, content: bytes) -> None:
     steps = SimpleNamespace(transforms=[LoadAnnotations()])
     dataset = SimpleNamespace(pipeline=steps, reduce_zero_label=False, metainfo={})
     data = dict(seg_map_path=str(path), reduce_zero_label=False, seg_fields=[])
+    data["ori_shape"] = LABELS.shape  # as its image is read before
     assert np.array_equal(CheckedCompose(dataset)(data)["gt_seg_map"], LABELS)
 
 

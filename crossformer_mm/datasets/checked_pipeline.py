@@ -72,6 +72,7 @@ def check_image_file(path: str | None, is_label_map: bool = False) -> None:
 
     Raises:
         ValueError: If it is no file, or has labels of more than 8 bits.
+        SyntaxError: If the checksums of a label map in PNG tell that it is damaged.
         PIL.Image.DecompressionBombError: If it has more pixels than Pillow takes.
     """
     if path is None or "://" in str(path) or not os.path.exists(path):
@@ -84,6 +85,8 @@ def check_image_file(path: str | None, is_label_map: bool = False) -> None:
                 f"the label map {path} has labels of more than 8 bits ({image.mode}), which the "
                 "library would cut off: save it with 8 bits"
             )
+        if is_label_map:
+            image.verify()  # checksums, which decoding does not look at
 
 
 def check_size(found: tuple[int, ...], declared: tuple[int | None, int | None]) -> None:
