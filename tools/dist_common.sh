@@ -2,6 +2,10 @@
 #
 # One machine: torchrun finds a free port by itself. Several: start the script on each with
 # NNODES (how many), NODE_RANK (0, 1, ...), MASTER_ADDR (address of machine 0) and PORT.
+#
+# With MAX_RESTARTS, when a process fails, all are started again, at most so many times. A machine
+# other than 0 may leave and come back. In a batch job of Slurm, slurm_train.sh queues the job again
+# when it is told to end by SIGTERM, or USR1 (sbatch --signal=B:USR1@120). Both need --resume.
 
 TOOLS=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
@@ -18,16 +22,32 @@ need_number() {
     [[ "$2" =~ ^[1-9][0-9]*$ ]] || die "$1 must be a number, at least 1, not '$2'"
 }
 
+resumes() {
+    [[ " $* " == *" --resume "* ]]
+}
+
 launch() {
-    local tool=$1 gpus=$2
+    local tool=$1 gpus=$2 restarts=${MAX_RESTARTS:-0}
     shift 2
+    [ "$tool" = train.py ] || restarts=0
+    [[ $restarts =~ ^[0-9]+$ ]] || die "MAX_RESTARTS must be a number, not '$restarts'"
+    [ "$restarts" = 0 ] || resumes "$@" || die "MAX_RESTARTS needs --resume, to go on from a checkpoint"
     local rendezvous=(--standalone)
-    if [ "${NNODES:-1}" != 1 ] || [ -n "${PORT:-}" ]; then
+    if [ "${NNODES:-1}" != 1 ] && [ "$restarts" != 0 ]; then
+        # Machines may come and go. They count their restarts themselves, by which processes would
+        # miss each other at the launcher's store: they have one of their own.
+        export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+        rendezvous=(
+            --nnodes="$NNODES" --rdzv-backend=c10d
+            --rdzv-endpoint="${MASTER_ADDR:-127.0.0.1}:${PORT:-29500}"
+        )
+    elif [ "${NNODES:-1}" != 1 ] || [ -n "${PORT:-}" ]; then
         rendezvous=(
             --nnodes="${NNODES:-1}" --node_rank="${NODE_RANK:-0}"
             --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="${PORT:-29500}"
         )
     fi
+    [ "$restarts" = 0 ] || rendezvous+=(--max-restarts="$restarts")
     exec "${PYTHON:-python}" "$TOOLS/dist_run.py" "${rendezvous[@]}" \
         --nproc_per_node="$gpus" "$TOOLS/$tool" "$@" --launcher pytorch
 }
@@ -40,8 +60,25 @@ submit() {
     need_number GPUS_PER_NODE "$per_node"
     per_node=$((gpus < per_node ? gpus : per_node))
     # SRUN_ARGS may hold several options, so it is split into words.
-    # shellcheck disable=SC2086
-    exec srun -p "$partition" --job-name="$job_name" --gres="gpu:$per_node" --ntasks="$gpus" \
-        --ntasks-per-node="$per_node" --cpus-per-task="${CPUS_PER_TASK:-5}" --kill-on-bad-exit=1 \
+    # shellcheck disable=SC2206
+    local command=(
+        srun -p "$partition" --job-name="$job_name" --gres="gpu:$per_node" --ntasks="$gpus"
+        --ntasks-per-node="$per_node" --cpus-per-task="${CPUS_PER_TASK:-5}" --kill-on-bad-exit=1
         ${SRUN_ARGS:-} "${PYTHON:-python}" -u "$TOOLS/$tool" "$@" --launcher slurm
+    )
+    if [ -z "${SLURM_JOB_ID:-}" ] || ! resumes "$@"; then
+        exec "${command[@]}"
+    fi
+    local status signalled=1
+    "${command[@]}" &
+    # srun passes USR1 on to the processes; SIGTERM would have it kill them.
+    trap 'signalled=1; kill -USR1 $!' USR1 TERM
+    while [ "$signalled" = 1 ]; do
+        status=0 signalled=0
+        wait $! || status=$?
+    done
+    if [ "$status" = 75 ]; then
+        scontrol requeue "$SLURM_JOB_ID" || die "the job cannot be queued again: submit it once more"
+    fi
+    exit "$status"
 }

@@ -1,20 +1,33 @@
 """Train a classifier, detector or segmentor: by its scope, the config says which."""
 
+import os
 import signal
+
+
+def end_before_training(*_: object) -> None:
+    """End with the status that says that the program may be started again."""
+    os.write(2, b"stopped before the training began: --resume goes on from the last checkpoint\n")
+    os._exit(os.EX_TEMPFAIL)
+
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the libraries load
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, end_before_training)
 
 import argparse
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from mmengine.config import Config
 
 from crossformer_mm.datasets.paths import check_data
 from crossformer_mm.engine import config
+from crossformer_mm.engine.dist import is_first_process
 from crossformer_mm.engine.hooks.loss_check import InvalidLossError
 from crossformer_mm.engine.hooks.whole_checkpoints import find_checkpoint_to_resume
 from crossformer_mm.engine.runner import build_runner
+from crossformer_mm.engine.work_dir import only_training_in
 from crossformer_mm.utils.cli import OneLineParser, errors_in_one_line, full_disk_in_one_line, run
 from crossformer_mm.utils.errors import CheckpointError, DataError
 
@@ -59,7 +72,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     apply_options(cfg, args)
     check_data(cfg, "train_dataloader", "val_dataloader")
     known = errors_in_one_line(CheckpointError, DataError, InvalidLossError)
-    with known, full_disk_in_one_line(cfg.work_dir):
+    is_checked = cfg.get("check_work_dir", True) and is_first_process(args.launcher)
+    alone = only_training_in(cfg.work_dir) if is_checked else nullcontext()
+    with known, full_disk_in_one_line(cfg.work_dir), alone:
         build_runner(cfg, args.launcher, all_weights_needed=cfg.get("resume", False)).train()
 
 
