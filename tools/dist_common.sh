@@ -33,21 +33,22 @@ launch() {
     [[ $restarts =~ ^[0-9]+$ ]] || die "MAX_RESTARTS must be a number, not '$restarts'"
     [ "$restarts" = 0 ] || resumes "$@" || die "MAX_RESTARTS needs --resume, to go on from a checkpoint"
     local rendezvous=(--standalone)
-    if [ "${NNODES:-1}" != 1 ] && [ "$restarts" != 0 ]; then
-        # Machines may come and go. They count their restarts themselves, by which processes would
-        # miss each other at the launcher's store: they have one of their own.
-        export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
-        rendezvous=(
-            --nnodes="$NNODES" --rdzv-backend=c10d
-            --rdzv-endpoint="${MASTER_ADDR:-127.0.0.1}:${PORT:-29500}"
-        )
-    elif [ "${NNODES:-1}" != 1 ] || [ -n "${PORT:-}" ]; then
+    if [ "${NNODES:-1}" != 1 ] || [ -n "${PORT:-}" ]; then
         rendezvous=(
             --nnodes="${NNODES:-1}" --node_rank="${NODE_RANK:-0}"
             --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="${PORT:-29500}"
         )
+        # For restarts, one that lets machines come and go.
+        [ "$restarts" = 0 ] || rendezvous=(
+            --nnodes="${NNODES:-1}" --rdzv-backend=c10d
+            --rdzv-endpoint="${MASTER_ADDR:-127.0.0.1}:${PORT:-29500}"
+        )
     fi
-    [ "$restarts" = 0 ] || rendezvous+=(--max-restarts="$restarts")
+    if [ "$restarts" != 0 ]; then
+        rendezvous+=(--max-restarts="$restarts")
+        # The launcher's own store would lead restarted processes to addresses of ended ones.
+        export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+    fi
     exec "${PYTHON:-python}" "$TOOLS/dist_run.py" "${rendezvous[@]}" \
         --nproc_per_node="$gpus" "$TOOLS/$tool" "$@" --launcher pytorch
 }

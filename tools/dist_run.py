@@ -55,7 +55,7 @@ if __name__ == "__main__":
     try:
         run(parse_args(None))
     except ChildFailedError as error:
-        if any(failure.exitcode == os.EX_TEMPFAIL for failure in error.failures.values()):
+        if all(failure.exitcode == os.EX_TEMPFAIL for failure in error.failures.values()):
             raise SystemExit(os.EX_TEMPFAIL) from None  # of a training that was told to stop
         raise SystemExit(f"error: {describe_first_failure(error)}") from None
     except SignalException as error:

@@ -6,7 +6,8 @@ import signal
 
 def end_before_training(*_: object) -> None:
     """End with the status that says that the program may be started again."""
-    os.write(2, b"stopped before the training began: --resume goes on from the last checkpoint\n")
+    if os.environ.get("RANK", "0") == "0":
+        os.write(2, b"stopped before training began: --resume goes on from the last checkpoint\n")
     os._exit(os.EX_TEMPFAIL)
 
 
