@@ -3,18 +3,11 @@
 import os
 import signal
 
-
-def end_before_training(*_: object) -> None:
-    """End with the status that says that the program may be started again."""
-    if os.environ.get("RANK", "0") == "0":
-        os.write(2, b"stopped before training began: --resume goes on from the last checkpoint\n")
-    os._exit(os.EX_TEMPFAIL)
-
-
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the libraries load
+    line = b"stopped before training began: --resume goes on from the last checkpoint\n"
     for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, end_before_training)
+        signal.signal(number, lambda *_: (os.write(2, line), os._exit(os.EX_TEMPFAIL)))
 
 import argparse
 from collections.abc import Sequence

@@ -37,7 +37,9 @@ def init_dist(cfg: Config, launcher: str) -> None:
         env.setdefault("MASTER_PORT", "29500")
         env["RANK"], env["LOCAL_RANK"] = env["SLURM_PROCID"], env["SLURM_LOCALID"]
         env["WORLD_SIZE"] = env["SLURM_NTASKS"]
-    seconds = cfg.get("env_cfg", {}).get("dist_cfg", {}).get("timeout")  # which mmengine reads on GPUs
+    seconds = (
+        cfg.get("env_cfg", {}).get("dist_cfg", {}).get("timeout")
+    )  # which mmengine reads on GPUs
     options = {} if seconds is None else dict(timeout=timedelta(seconds=seconds))
     torch.distributed.init_process_group("gloo", **options)
     wrapper = dict(type="MMDistributedDataParallel", broadcast_buffers=False)

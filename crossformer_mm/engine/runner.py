@@ -84,10 +84,10 @@ class CheckedRunner(Runner):
 
     def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
         """Build as mmengine does; its loop by epochs can go on in the middle of one."""
-        if isinstance(loop, Mapping):
-            if loop.get("by_epoch") or type_name(loop) == "EpochBasedTrainLoop":
-                loop = {**loop, "type": ResumableEpochLoop}
-                loop.pop("by_epoch", None)
+        is_config = isinstance(loop, Mapping)
+        if is_config and (loop.get("by_epoch") or type_name(loop) == "EpochBasedTrainLoop"):
+            loop = {**loop, "type": ResumableEpochLoop}
+            loop.pop("by_epoch", None)
         return super().build_train_loop(loop)
 
     def save_checkpoint(self, *args: object, **kwargs: object) -> None:
