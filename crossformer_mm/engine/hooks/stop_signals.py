@@ -35,6 +35,11 @@ class StopSignalHook(Hook):
         for number in SIGNALS:
             signal.signal(number, self._note)
 
+    def after_train(self, runner: Runner) -> None:
+        """Leave the process to signals again: there is nothing to save any more."""
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+
     def _note(self, number: int, frame: object) -> None:
         self.received = signal.Signals(number).name
 
