@@ -54,7 +54,7 @@ if kind == "exported":
     run = lambda: model(torch.randint(256, model.shape).numpy())
 else:
     model = CrossFormer(arch=arch, **({"attn_backend": "eager"} if kind == "eager" else {})).eval()
-    side = lambda: rng.randrange(64, 160)
+    side = lambda: rng.randrange(64, 128, 16)
     run = lambda: model(torch.rand(1, 3, side(), side()))
 with torch.no_grad():
     for number in range(INFERENCES):
