@@ -1,7 +1,10 @@
 """Training that is killed, interrupted, or out of disk space goes on as if nothing had happened."""
 
+import errno
+import fcntl
 import multiprocessing
 import os
+import platform
 import random
 import resource
 import runpy
@@ -13,6 +16,7 @@ from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NamedTuple
+from unittest.mock import MagicMock
 
 import mmengine.runner.runner
 import numpy as np
@@ -23,7 +27,9 @@ from mmengine.dataset import InfiniteSampler
 
 from crossformer_mm.checkpoints.reader import load_file
 from crossformer_mm.engine.hooks.whole_checkpoints import WholeFileBackend
+from crossformer_mm.engine.loops import ResumableEpochLoop
 from crossformer_mm.engine.runner import CheckedRunner
+from crossformer_mm.engine.work_dir import only_training_in
 from crossformer_mm.utils.errors import CheckpointError
 
 TRAIN = ROOT / "tools/train.py"
@@ -233,6 +239,42 @@ def test_an_interruption_ends_training_in_one_line(start, tmp_path):
         load_file(tmp_path / name)
 
 
+HOLD_LOCK = """
+import sys
+from crossformer_mm.engine.work_dir import only_training_in
+
+with only_training_in(sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_second_training_in_a_work_directory_stops_in_one_line(start, tmp_path, monkeypatch):
+    command = [sys.executable, "-c", HOLD_LOCK, tmp_path]
+    streams = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with subprocess.Popen(command, **streams) as first:
+        assert first.stdout.readline() == "held\n"
+        held = f"process {first.pid} on {platform.node()}"
+        said = f"another training is running in {tmp_path} ({held}): give another --work-dir, or "
+        said += "--cfg-options check_work_dir=False if both shall write there"
+        start(tmp_path).finish(1, f"error: {said}")
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["training.lock"]
+        start(tmp_path, "check_work_dir=False", "train_cfg.max_iters=1").finish(0)
+        first.kill()
+    with only_training_in(tmp_path):  # what a killed one leaves does not stop another
+        assert str(os.getpid()) in (tmp_path / "training.lock").read_text()
+
+
+def test_a_file_system_without_locks_is_warned_about(tmp_path, monkeypatch, capsys):
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    with only_training_in(tmp_path / "new"):
+        said = capsys.readouterr()
+    assert "cannot be locked (No locks available)" in said.out + said.err
+
+
 @pytest.mark.parametrize("tool", ["train", "dist_run"])
 def test_an_interruption_while_libraries_are_loaded_ends_without_a_traceback(tmp_path, tool):
     (tmp_path / "torch.py").write_text("import signal; signal.raise_signal(signal.SIGINT)")
@@ -304,3 +346,24 @@ def test_random_numbers_of_a_sample_depend_on_its_place_only(monkeypatch, sample
 def test_skipped_samples_keep_their_random_numbers():
     whole = throws("InfiniteSampler", batches=6)
     assert throws("InfiniteSampler", batches=2, skip=12) == whole[12:]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_rest_of_an_epoch_has_the_samples_and_numbers_of_the_whole(workers):
+    def train(iters_done: int) -> list[list]:
+        config = dict(dataset=Dice(), sampler=dict(type="DefaultSampler"), batch_size=5)
+        if workers:
+            config.update(num_workers=workers, persistent_workers=True)
+        loader = CheckedRunner.build_dataloader(config, seed=5)
+        loop = ResumableEpochLoop(MagicMock(), loader, max_epochs=2)
+        loop.iters_done, batches = iters_done, []
+        loop.run_iter = lambda idx, batch: batches.append((idx, *batch))
+        for epoch in range(2):
+            loader.sampler.set_epoch(epoch)
+            loop.run_epoch()
+        return batches
+
+    whole = train(0)
+    assert [number for number, *_ in whole] == [0, 1, 2] * 2
+    for iters_done in (1, 3):
+        assert train(iters_done) == whole[iters_done:]

@@ -312,6 +312,32 @@ def test_the_last_complete_checkpoint_is_resumed(tmp_path):
     assert find_checkpoint_to_resume(tmp_path).name == "epoch_2.pth"
 
 
+@pytest.mark.parametrize(
+    ("written", "resumed"),  # from the oldest to the newest
+    [
+        (["epoch_3.pth", "epoch_1.pth", "last_checkpoint: epoch_1.pth"], "epoch_1.pth"),
+        (["iter_500.pth", "epoch_1.pth"], "epoch_1.pth"),
+        # A copy of the folder, made by the names.
+        (["epoch_10.pth", "epoch_9.pth", "last_checkpoint: epoch_10.pth"], "epoch_10.pth"),
+        # Killed before the note was written, while it was, and in a folder that was moved.
+        (["epoch_1.pth", "last_checkpoint: epoch_1.pth", "epoch_2.pth"], "epoch_2.pth"),
+        (["iter_9.pth", "iter_10.pth", "last_checkpoint: "], "iter_10.pth"),
+        (["iter_10.pth", "iter_9.pth", "last_checkpoint: elsewhere/iter_10.pth"], "iter_10.pth"),
+        (["stopped.pth", "epoch_1.pth", "last_checkpoint: epoch_1.pth"], "epoch_1.pth"),
+        (["epoch_1.pth", "stopped.pth", "last_checkpoint: stopped.pth"], "stopped.pth"),
+    ],
+)
+def test_the_training_that_wrote_last_is_resumed(tmp_path, written, resumed):
+    for second, what in enumerate(written):
+        name, _, noted = what.partition(": ")
+        if name == "last_checkpoint":
+            (tmp_path / name).write_text(noted and str(tmp_path / noted))
+        else:
+            torch.save({"a": torch.ones(1)}, tmp_path / name)
+        os.utime(tmp_path / name, (second, second))
+    assert find_checkpoint_to_resume(tmp_path).name == resumed
+
+
 # --- The tools ----------------------------------------------------------------------------------
 
 

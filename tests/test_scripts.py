@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 from pathlib import Path
 
@@ -40,6 +41,18 @@ def test_several_machines_meet_at_the_master():
     assert parts <= {*command} and "--standalone" not in command
 
 
+@pytest.mark.parametrize("machines", [{}, dict(NNODES="2", NODE_RANK="1", MASTER_ADDR="10.0.0.1")])
+def test_restarts_need_a_meeting_place_that_machines_may_leave(machines):
+    command = started("dist_train.sh", CONFIG, "2", "--resume", MAX_RESTARTS="3", **machines)
+    place = {"--standalone"}
+    if machines:
+        place = {"--nnodes=2", "--rdzv-backend=c10d", "--rdzv-endpoint=10.0.0.1:29500"}
+    assert {"--max-restarts=3", *place} <= {*command}
+    assert not any(part.startswith("--master_addr") for part in command)
+    tested = started("dist_test.sh", CONFIG, "2", ANY_FILE, MAX_RESTARTS="3", **machines)
+    assert not any("restarts" in part for part in tested)
+
+
 @pytest.mark.parametrize("order", [("4", ANY_FILE), (ANY_FILE, "4")])
 def test_both_orders_of_dist_test_are_understood(order):
     command = started("dist_test.sh", CONFIG, *order, "--eval", "bbox")
@@ -63,7 +76,19 @@ def test_both_orders_of_dist_test_are_understood(order):
     ],
 )
 def test_a_wrong_argument_is_named_in_one_line(script, arguments, named):
-    result = run_script(script, *arguments)
+    assert_named(run_script(script, *arguments), named)
+
+
+@pytest.mark.parametrize(
+    ("restarts", "options", "named"),
+    [("2", [], "MAX_RESTARTS needs --resume"), ("many", ["--resume"], "not 'many'")],
+)
+def test_restarts_that_would_not_go_on_are_refused(restarts, options, named):
+    result = run_script("dist_train.sh", CONFIG, "2", *options, MAX_RESTARTS=restarts)
+    assert_named(result, named)
+
+
+def assert_named(result: subprocess.CompletedProcess, named: str) -> None:
     assert result.returncode == 1
     assert re.fullmatch(rf"error: .*{re.escape(named)}.*\n", result.stderr)
 
@@ -81,3 +106,27 @@ def test_slurm_starts_a_process_per_gpu(tmp_path):
     parts = {"part", "--ntasks=16", "--ntasks-per-node=8", "--gres=gpu:8", "--mem=8G"}
     assert parts <= {*command}
     assert command[-6:] == [CONFIG, "--work-dir", "work", "--amp", "--launcher", "slurm"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("status", "options", "queued"),
+    [(75, ["--resume"], True), (1, ["--resume"], False), (75, [], False)],
+)
+def test_a_batch_job_that_is_told_to_end_is_queued_again(tmp_path, number, status, options, queued):
+    """A stand-in for srun gets the signal, and ends with the status of the training."""
+    log = tmp_path / "log.txt"
+    os.mkfifo(tmp_path / "started")
+    end = f"echo signal >> {log}; exit {status}"
+    body = f"trap '{end}' USR1\necho > {tmp_path}/started\nwhile :; do sleep 0.05; done"
+    make_command(tmp_path, "srun", body if options else f"exit {status}")
+    make_command(tmp_path, "scontrol", f'echo "$@" >> {log}')
+    command = ["bash", ROOT / "tools/slurm_train.sh", "part", "job", CONFIG, "work", *options]
+    env = dict(os.environ, PATH=f"{tmp_path}:{os.environ['PATH']}", SLURM_JOB_ID="42")
+    with subprocess.Popen(command, env=env) as job:
+        if options:
+            (tmp_path / "started").read_text()
+            job.send_signal(number)
+        assert job.wait(timeout=60) == status
+    said = log.read_text().splitlines() if log.exists() else []
+    assert said == ["signal"] * bool(options) + ["requeue 42"] * queued

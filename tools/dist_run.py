@@ -8,7 +8,7 @@ if __name__ == "__main__":
 import logging
 import os
 
-from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.api import SignalException, SubprocessContext
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.run import parse_args, run
 
@@ -36,12 +36,29 @@ def _reason(failure: ProcessFailure) -> str:
     return f"exit status {failure.exitcode}, for what it says above"
 
 
+def note_statuses() -> set[int]:
+    """Return a set that gets the exit statuses of the processes that the launcher ends."""
+    statuses: set[int] = set()
+    close = SubprocessContext._close
+
+    def close_and_note(self: SubprocessContext, *args: object, **kwargs: object) -> None:
+        close(self, *args, **kwargs)
+        statuses.update(handler.proc.returncode for handler in self.subprocess_handlers.values())
+
+    SubprocessContext._close = close_and_note
+    return statuses
+
+
 if __name__ == "__main__":
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
+    statuses = note_statuses()
     try:
         run(parse_args(None))
     except ChildFailedError as error:
+        if all(failure.exitcode == os.EX_TEMPFAIL for failure in error.failures.values()):
+            raise SystemExit(os.EX_TEMPFAIL) from None  # of a training that was told to stop
         raise SystemExit(f"error: {describe_first_failure(error)}") from None
     except SignalException as error:
         # Killed by Ctrl-C, or by a terminal or scheduler; its processes have ended.
-        raise SystemExit(128 + error.sigval) from None
+        may_go_on = os.EX_TEMPFAIL in statuses
+        raise SystemExit(os.EX_TEMPFAIL if may_go_on else 128 + error.sigval) from None

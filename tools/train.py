@@ -1,20 +1,27 @@
 """Train a classifier, detector or segmentor: by its scope, the config says which."""
 
+import os
 import signal
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback while the libraries load
+    line = b"stopped before training began: --resume goes on from the last checkpoint\n"
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda *_: (os.write(2, line), os._exit(os.EX_TEMPFAIL)))
 
 import argparse
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from mmengine.config import Config
 
 from crossformer_mm.datasets.paths import check_data
 from crossformer_mm.engine import config
+from crossformer_mm.engine.dist import is_first_process
 from crossformer_mm.engine.hooks.loss_check import InvalidLossError
 from crossformer_mm.engine.hooks.whole_checkpoints import find_checkpoint_to_resume
 from crossformer_mm.engine.runner import build_runner
+from crossformer_mm.engine.work_dir import only_training_in
 from crossformer_mm.utils.cli import (
     OneLineParser,
     errors_in_one_line,
@@ -68,7 +75,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_data(cfg, "train_dataloader", "val_dataloader")
     known = errors_in_one_line(CheckpointError, DataError, InvalidLossError)
     built = config.config_errors_in_one_line(cfg)
-    with built, known, full_disk_in_one_line(cfg.work_dir):
+    is_checked = cfg.get("check_work_dir", True) and is_first_process(args.launcher)
+    alone = only_training_in(cfg.work_dir) if is_checked else nullcontext()
+    with built, known, full_disk_in_one_line(cfg.work_dir), alone:
         build_runner(cfg, args.launcher, all_weights_needed=cfg.get("resume", False)).train()
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+from datetime import timedelta
 
 import torch
 from mmengine.config import Config
@@ -36,11 +37,22 @@ def init_dist(cfg: Config, launcher: str) -> None:
         env.setdefault("MASTER_PORT", "29500")
         env["RANK"], env["LOCAL_RANK"] = env["SLURM_PROCID"], env["SLURM_LOCALID"]
         env["WORLD_SIZE"] = env["SLURM_NTASKS"]
-    torch.distributed.init_process_group("gloo")
+    seconds = (
+        cfg.get("env_cfg", {}).get("dist_cfg", {}).get("timeout")
+    )  # which mmengine reads on GPUs
+    options = {} if seconds is None else dict(timeout=timedelta(seconds=seconds))
+    torch.distributed.init_process_group("gloo", **options)
     wrapper = dict(type="MMDistributedDataParallel", broadcast_buffers=False)
     wrapper["find_unused_parameters"] = cfg.get("find_unused_parameters", False)
     cfg.model_wrapper_cfg = {**wrapper, **cfg.get("model_wrapper_cfg", {}), "device_ids": None}
     cfg.launcher = "pytorch"
+
+
+def is_first_process(launcher: str) -> bool:
+    """Whether this process is number 0 of those that a launcher has started, or alone."""
+    variables = {name: names[0] for name, names in VARIABLES.items()}
+    variable = {**variables, "mpi": "OMPI_COMM_WORLD_RANK"}.get(launcher, "")
+    return os.environ.get(variable, "0") == "0"
 
 
 def _check_launched(launcher: str) -> None:

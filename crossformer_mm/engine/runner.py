@@ -13,7 +13,7 @@ from mmengine.logging import MMLogger, print_log
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import BaseOptimWrapper, OptimWrapper
 from mmengine.registry import DATASETS
-from mmengine.runner import Runner
+from mmengine.runner import BaseLoop, Runner
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -27,7 +27,10 @@ from crossformer_mm.engine.dist import init_dist
 from crossformer_mm.engine.hooks.checkpoint_match import CheckpointMatchHook
 from crossformer_mm.engine.hooks.data_check import DataCheckHook
 from crossformer_mm.engine.hooks.loss_check import LossCheckHook
+from crossformer_mm.engine.hooks.stop_signals import StopSignalHook, spare_worker
+from crossformer_mm.engine.hooks.training_state import TrainingStateHook
 from crossformer_mm.engine.hooks.whole_checkpoints import WholeCheckpointsHook
+from crossformer_mm.engine.loops import ResumableEpochLoop
 from crossformer_mm.engine.seeding import SeedEachIterationHook, take_samples, with_seeding_sampler
 from crossformer_mm.utils.errors import (
     CheckpointError,
@@ -69,6 +72,7 @@ class CheckedRunner(Runner):
             raise DataError(f"the loader of {what} cannot be built: {reason_of(error)}") from error
         if not hasattr(loader.dataset, "__getitems__"):  # what torch asks for a batch
             loader.dataset.__getitems__ = partial(take_samples, loader.dataset)
+        loader.worker_init_fn = partial(spare_worker, loader.worker_init_fn)
         for dataset in walk_datasets(loader.dataset):
             pipeline = getattr(dataset, "pipeline", None)
             if isinstance(pipeline, Compose) and not isinstance(pipeline, CheckedCompose):
@@ -119,6 +123,21 @@ class CheckedRunner(Runner):
             optim_wrapper = {**optim_wrapper, "type": CPUAmpOptimWrapper}
         return super().build_optim_wrapper(optim_wrapper)
 
+    def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
+        """Build as mmengine does; its loop by epochs can go on in the middle of one."""
+        is_config = isinstance(loop, Mapping)
+        if is_config and (loop.get("by_epoch") or type_name(loop) == "EpochBasedTrainLoop"):
+            loop = {**loop, "type": ResumableEpochLoop}
+            loop.pop("by_epoch", None)
+        return super().build_train_loop(loop)
+
+    def save_checkpoint(self, *args: object, **kwargs: object) -> None:
+        """Save as mmengine does, on process 0, with the gradients of all that have no step yet."""
+        for hook in self.hooks:
+            if isinstance(hook, TrainingStateHook):
+                hook.collect(self)
+        super().save_checkpoint(*args, **kwargs)
+
 
 @contextmanager
 def _naming(filename: str) -> Iterator[None]:
@@ -148,7 +167,9 @@ def build_runner(cfg: Config, launcher: str, all_weights_needed: bool) -> Runner
     init_dist(cfg, launcher)
     runner = CheckedRunner.from_cfg(cfg)
     runner.register_hook(CheckpointMatchHook(all_weights_needed, cfg.get("resume", False)))
+    runner.register_hook(TrainingStateHook(cfg.get("resume", False)))
     runner.register_hook(WholeCheckpointsHook())
+    runner.register_hook(StopSignalHook())
     if cfg.get("check_data", True):
         runner.register_hook(DataCheckHook())
     runner.register_hook(SeedEachIterationHook())

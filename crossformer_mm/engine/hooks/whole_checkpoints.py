@@ -6,6 +6,7 @@ mmengine alone, if it is killed or the disk is full, would leave a part of one, 
 
 import logging
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from mmengine.dist import master_only
@@ -19,6 +20,7 @@ from crossformer_mm.utils.errors import CheckpointError, UnsafeCheckpointError
 from crossformer_mm.utils.io import atomic_write
 
 BACKEND = "crossformer_mm_whole_files"
+STOPPED = "stopped.pth"  # of a training that was told to end
 
 
 @register_backend(BACKEND, force=True)
@@ -69,16 +71,12 @@ class WholeCheckpointsHook(Hook):
 
 
 def find_checkpoint_to_resume(work_dir: str | Path) -> Path | None:
-    """Return the last complete ``epoch_N.pth`` or ``iter_N.pth`` of a work directory.
+    """Return the last complete checkpoint of the training that wrote to a work directory last.
 
-    A warning names each newer one that is cut off or damaged.
+    That is the one that the note ``last_checkpoint`` names, unless one was written after the note,
+    by a training that was killed then. A warning names each that is cut off or damaged.
     """
-    numbered = {
-        int(found[1]): path
-        for path in Path(work_dir).glob("*.pth")
-        if (found := re.fullmatch(r"(?:epoch|iter)_(\d+)\.pth", path.name))
-    }
-    for _, path in sorted(numbered.items(), reverse=True):
+    for path in _by_time(Path(work_dir)):
         try:
             load_file(path, "meta")
         except UnsafeCheckpointError:
@@ -88,3 +86,18 @@ def find_checkpoint_to_resume(work_dir: str | Path) -> Path | None:
             continue
         return path
     return None
+
+
+def _by_time(work_dir: Path) -> list[Path]:
+    """The checkpoints from the last to the first; the noted one is as new as the note."""
+    ages = {}
+    for path in work_dir.glob("*.pth"):
+        if path.name == STOPPED or re.fullmatch(r"(epoch|iter)_\d+\.pth", path.name):
+            with suppress(FileNotFoundError):
+                ages[path] = path.stat().st_mtime_ns, int("0" + re.sub(r"\D", "", path.name))
+    with suppress(OSError, UnicodeDecodeError):
+        note = work_dir / "last_checkpoint"
+        noted = work_dir / Path(note.read_text().strip()).name  # the folder may have been moved
+        if noted in ages:
+            ages[noted] = max(note.stat().st_mtime_ns, ages[noted][0]), 0
+    return sorted(ages, key=ages.__getitem__, reverse=True)
