@@ -53,5 +53,5 @@ def test_activation_maps_are_those_of_the_formula(classifier, layer):
     found = cam(image, [ClassifierOutputTarget(3)])[0]
     expected = cam_by_hand(classifier, module, image, 3)
     assert expected.shape == (side, side) and expected.std() > 0.05
-    np.testing.assert_allclose(found, cv2.resize(expected, (224, 224)), atol=0.01)
+    np.testing.assert_allclose(found, cv2.resize(expected, (224, 224)), atol=0.05)
     assert list(classifier.backbone.named_modules())[-1][0] == "norm"  # what vis_cam.py chooses

@@ -52,6 +52,8 @@ export SLURM_PROCID=0 SLURM_NTASKS=1 SLURM_LOCALID=0 SLURM_NODELIST=localhost
 exec "$@"
 """
 
+ENGINE = ROOT / "crossformer_mm/engine"
+
 
 def commands_to_run() -> list[str]:
     """The commands whose output is not listed, made smaller; those of several machines are one."""
@@ -169,7 +171,13 @@ def test_a_config_on_a_page_builds(code, tmp_path):
 def test_what_a_page_names_exists(page):
     text = page.read_text().replace("\\\n", " ")
     for command, tool in re.findall(r"((?:python|bash) (tools/\S+|\.ci/run)[^#`\n]*)", text):
-        source = (ROOT / tool).read_text() + (ROOT / "crossformer_mm/engine/config.py").read_text()
+        source = "".join(
+            file.read_text()
+            for file in (
+                ROOT / tool,
+                *(ENGINE / f"{name}.py" for name in ("config", "cfg_options")),
+            )
+        )
         if re.search("dist_|slurm_", tool):  # what follows goes to the Python tool
             source += (ROOT / "tools" / f"{Path(tool).stem.split('_')[1]}.py").read_text()
         for option in re.findall(r"(?<=[ \[])--[a-z][a-z-]*", command):

@@ -61,7 +61,7 @@ def test_several_scales_change_predictions_of_the_images_own_size(
         assert plain[name].shape == averaged[name].shape == shape
     assert any((plain[name] != averaged[name]).any() for name in shapes)
     assert plain_metrics["mIoU"] != averaged_metrics["mIoU"]
-    pictures = [cv2.imread(str(path)).shape for path in (tmp_path / "pictures").rglob("*.png")]
+    pictures = [cv2.imread(str(path)).shape for path in (tmp_path / "pictures").rglob("*.jpg")]
     halves = [(height, width // 2) for height, width, _ in pictures]  # truth and prediction
     assert sorted(halves) == sorted(shapes.values())
 

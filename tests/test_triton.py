@@ -119,7 +119,7 @@ def check_case(case: Case, device: str = "cpu") -> None:
 def check_registration() -> None:
     """Schemas, fake implementations and autograd, as PyTorch's own checks see them."""
     qkv, table, grad = inputs_of(CASES[3], "cpu")
-    settings = (*CASES[3].plan[2:], CASES[3].heads)
+    settings = (*CASES[3].plan[2:5], CASES[3].heads)
     output, logsumexp = triton.grouped_attention(qkv, table, *settings)
     saved = (grad, qkv.detach(), table.detach(), output, logsumexp, *settings)
     inputs = (qkv.requires_grad_(), table.requires_grad_(), *settings)

@@ -52,7 +52,8 @@ def apply_options(cfg: Config, args: argparse.Namespace) -> None:
         config.require(cfg, ("tta_model", "tta_pipeline"), "--tta")
         cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
         cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
-    if cfg.default_scope == "mmseg" and all(e.get("format_only") for e in cfg.test_evaluator):
+    is_for_server = [evaluator.get("format_only") for evaluator in cfg.test_evaluator]
+    if cfg.default_scope == "mmseg" and is_for_server and all(is_for_server):
         do_without_labels(cfg.test_dataloader.dataset)
     if args.amp:
         config.check_amp()
@@ -98,8 +99,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     cfg = config.load_config(args.config, args.cfg_options, args.work_dir)
     apply_options(cfg, args)
-    config.check_writable("--work-dir", cfg.work_dir, is_folder=True)
     check_data(cfg, "test_dataloader")
+    config.check_writable("--work-dir", cfg.work_dir, is_folder=True)
     known = cli.errors_in_one_line(CheckpointError, DataError)
     built = config.config_errors_in_one_line(cfg)
     with built, known, cli.full_disk_in_one_line(cfg.work_dir):

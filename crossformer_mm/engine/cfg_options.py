@@ -20,7 +20,8 @@ READ = (
     *("find_unused_parameters", "model_wrapper_cfg", "sync_bn", "tta_model", "tta_pipeline"),
     *("check_data", "check_loss", "check_weights", "check_work_dir"),
 )
-SIMILAR = 0.85  # of get_close_matches
+# Of get_close_matches, for keys of the config itself and of its entries.
+SIMILAR = (0.85, 0.9)
 SPACE = "\N{SYMBOL FOR SPACE}"
 
 
@@ -99,7 +100,8 @@ def _check_key(cfg: Config, key: str) -> None:
             parent = parent[name]
         else:
             known = [*parent, *(() if seen else READ)]
-            near = () if name in known else get_close_matches(name, map(str, known), 1, SIMILAR)
+            similar = get_close_matches(name, map(str, known), 1, SIMILAR[bool(seen)])
+            near = () if name in known else similar
             if near:
                 fail(f"--cfg-options {key}: {place} has no {name!r}; did you mean {near[0]!r}?")
             return
