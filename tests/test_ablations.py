@@ -130,6 +130,7 @@ def test_the_graph_for_runtimes_computes_the_same(variant, shape):
     assert_same(backbone_of(variant, **options), torch.randn(shape))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["ape", "swin", "pvt"])
 def test_it_runs_in_onnxruntime(variant, tmp_path):
     from crossformer_mm.deploy.graph import fast_graph

@@ -212,9 +212,10 @@ CASES = [  # config, ending, options of the tool, outputs
         *(MASK_RCNN, ".xml", ("--shape", 96, 128)),
         dict(boxes=(100, 4), scores=(100,), labels=(100,), masks=(100, 28, 28)),
     ),
-    (
+    pytest.param(
         *(CASCADE, ".onnx", ("--shape", 96, 128, "--paste-masks", "--float")),
         dict(boxes=(100, 4), scores=(100,), labels=(100,), masks=(100, 96, 128)),
+        marks=pytest.mark.slow,
     ),
 ]
 
@@ -280,16 +281,18 @@ def test_positions_of_rois_stay_exact_in_bfloat16(exported):
         todo = [node.input_value(0).get_node() for node in todo if node.get_input_size()]
 
 
-@pytest.mark.parametrize("case", [CASES[0], CASES[1], CASES[2], CASES[3], CASES[4], CASES[5]])
-def test_the_example_needs_numpy_pillow_and_the_runtime_alone(exported, run_tool, tmp_path, case):
-    file, _ = exported(*case[:2], *case[2])
+@pytest.mark.parametrize(("config", "suffix", "arguments", "outputs"), CASES)
+def test_the_example_needs_numpy_pillow_and_the_runtime_alone(
+    exported, run_tool, tmp_path, config, suffix, arguments, outputs
+):
+    file, _ = exported(config, suffix, *arguments)
     Image.fromarray(pictures(1, 90, 60)[0].transpose(1, 2, 0)).save(tmp_path / "photo.png")
     forbidden = "; ".join(f"sys.modules[{name!r}] = None" for name in ("torch", "mmengine", "cv2"))
     code = f"import runpy, sys; {forbidden}; runpy.run_path({str(EXAMPLE)!r}, run_name='__main__')"
     arguments = (file, tmp_path / "photo.png", "--out", tmp_path / "out.png", "--score-thr", 0.02)
     said = run_tool(sys.executable, "-c", code, *arguments).stdout
     assert said.endswith(f"Wrote {tmp_path / 'out.png'}\n")
-    expected = dict(classification=5, detection=1, segmentation=1)[case[0].split("/")[0]]
+    expected = dict(classification=5, detection=1, segmentation=1)[config.split("/")[0]]
     assert len(said.splitlines()) > expected
     assert Image.open(tmp_path / "out.png").size == (60, 90)
 

@@ -82,6 +82,7 @@ def test_the_recipe_is_the_librarys_for_swin(name, arch):
         assert rates_of(cfg) == rates_of(library)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", TOYS, ids=lambda path: path.stem)
 def test_a_small_one_learns(config, toy_data_roots, tmp_path):
     root = {"data_root": str(toy_data_roots[config.parent.name])}

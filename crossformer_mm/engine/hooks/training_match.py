@@ -31,7 +31,8 @@ def check_training(runner: Runner, checkpoint: dict) -> None:
             "mmengine: start from them with --pretrained or --cfg-options load_from=FILE"
         )
     _check_place(runner, checkpoint.get("meta"))
-    _check_optimizer(runner, checkpoint.get("optimizer"), is_new=not checkpoint["meta"]["iter"])
+    had_no_step = not checkpoint["meta"]["iter"] or bool(checkpoint.get("gradients"))
+    _check_optimizer(runner, checkpoint.get("optimizer"), is_new=had_no_step)
     _check_schedules(runner, checkpoint.get("param_schedulers"))
 
 
