@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from conftest import CONFIGS, ROOT, tool_main
 from mmengine.registry import init_default_scope
 from PIL import Image
@@ -19,7 +20,7 @@ from torch import nn
 
 from crossformer_mm.datasets import coco_annotations
 from crossformer_mm.datasets.coco_annotations import read_run_lengths
-from crossformer_mm.engine.config import load_config
+from crossformer_mm.engine.config import config_errors_in_one_line, load_config
 from crossformer_mm.engine.hooks import data_check
 from crossformer_mm.engine.hooks.data_check import check_heads, check_topk
 from crossformer_mm.engine.runner import CheckedRunner
@@ -325,3 +326,23 @@ def test_folders_are_labels_by_their_alphabet(toy_data_roots, tmp_path):
             *(ROOT / "tools/train.py", config, "--work-dir", tmp_path / "w"),
             *("--cfg-options", f"data_root={data}"),
         )
+
+
+def test_images_of_several_sizes_cannot_be_in_one_batch_of_a_segmentor(toy_data_roots, tmp_path):
+    data = shutil.copytree(toy_data_roots["segmentation"], tmp_path / "data")
+    for kind in ("images", "annotations"):
+        path = min(data.glob(f"{kind}/validation/*"))
+        Image.open(path).rotate(90, expand=True).save(path)
+    command = (ROOT / "tools/train.py", SEGMENTOR, "--work-dir", tmp_path / "w", "--cfg-options")
+    options = (f"data_root={data}", "train_cfg.max_iters=1", "val_dataloader.batch_size=3")
+    said = r"images of val_dataloader have several sizes, .* batch of 3: .*batch_size=1"
+    with pytest.raises(SystemExit, match=said):
+        tool_main(*command, *options)
+    assert not list(tmp_path.glob("w/*.pth"))
+
+
+def test_a_norm_over_one_value_is_said_to_be_the_batch_size():
+    cfg = load_config(str(SEGMENTOR))
+    said = r"train_dataloader.batch_size=1 is too small"
+    with pytest.raises(SystemExit, match=said), config_errors_in_one_line(cfg):
+        nn.BatchNorm2d(4)(torch.zeros(1, 4, 1, 1))
