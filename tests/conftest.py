@@ -7,6 +7,7 @@ import runpy
 import subprocess
 import sys
 from argparse import Namespace
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -25,6 +26,32 @@ NANO_CONFIG = CONFIGS / "detection/retinanet_crossformer-nano_fpn_toy-coco.py"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fuzz-cases", type=int, default=200, help="of each random test")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if fault := item.get_closest_marker("fault"):
+            item.user_properties.append(("family", fault.args[0]))
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """After ``-m fault``, print how much of each family was tried, and how much held."""
+    if "fault" not in config.getoption("markexpr"):
+        return
+    counts = defaultdict(Counter)
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.getreports(outcome):
+            case = dict(report.user_properties)
+            if "family" in case:
+                tried = case.get("tried", 1)
+                held = tried - (outcome == "failed")
+                counts[case["family"]].update(tried=tried, held=held)
+    total = sum(counts.values(), Counter())
+    terminalreporter.write_line("| family | tried | held |\n| --- | --- | --- |")
+    for family, count in [*sorted(counts.items()), ("all", total)]:
+        terminalreporter.write_line(f"| {family} | {count['tried']} | {count['held']} |")
 
 
 def metrics_of(work_dir: Path) -> dict:

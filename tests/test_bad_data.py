@@ -49,6 +49,7 @@ def train(task: str, data: Path, work_dir: Path) -> None:
     )
 
 
+@pytest.mark.fault("images and label maps")
 @pytest.mark.parametrize(
     ("task", "other", "missing"),
     [
@@ -65,6 +66,7 @@ def test_the_data_set_of_another_task(toy_data_roots, tmp_path, task, other, mis
     assert not (tmp_path / "work").exists()
 
 
+@pytest.mark.fault("images and label maps")
 def test_an_empty_folder(copied):
     data = copied("segmentation")
     for image in (data / "images/training").iterdir():
@@ -74,6 +76,7 @@ def test_an_empty_folder(copied):
     assert str(data) in message and "images/training" in message
 
 
+@pytest.mark.fault("images and label maps")
 @pytest.mark.parametrize(
     ("task", "pattern", "contents"),
     [
@@ -91,6 +94,7 @@ def test_an_unreadable_or_missing_image(copied, task, pattern, contents):
         assert "LoadImageFromFile failed on image" in message and str(bad) in message
 
 
+@pytest.mark.fault("COCO JSON")
 def test_a_missing_annotation_file(copied, tmp_path):
     data = copied("detection")
     file = data / "annotations/instances_val2017.json"
@@ -99,6 +103,7 @@ def test_a_missing_annotation_file(copied, tmp_path):
         train("detection", data, tmp_path / "work")
 
 
+@pytest.mark.fault("COCO JSON")
 def test_a_broken_annotation_file(copied):
     data = copied("detection")
     (data / "annotations/instances_train2017.json").write_text('{"images": [')
@@ -111,6 +116,7 @@ def outside(labels: np.ndarray) -> np.ndarray:
     return labels
 
 
+@pytest.mark.fault("images and label maps")
 @pytest.mark.parametrize(
     ("damage", "transform", "expected"),
     [

@@ -18,6 +18,7 @@ def parse(*options: str) -> dict:
     return parser.parse_args(["--cfg-options", *options]).cfg_options
 
 
+@pytest.mark.fault("configs and command lines")
 @pytest.mark.parametrize(
     ("text", "value"),
     [
@@ -37,6 +38,7 @@ def test_a_value_is_what_is_quoted(text, value):
     assert parse(f"key={text}") == {"key": value}
 
 
+@pytest.mark.fault("configs and command lines")
 @pytest.mark.parametrize(
     ("option", "said"),
     [
@@ -61,6 +63,7 @@ def test_a_key_that_leads_to_nothing_is_named(option, said, capsys):
     assert str(error.value).isprintable()
 
 
+@pytest.mark.fault("configs and command lines")
 def test_an_option_that_nothing_reads_is_said(capsys):
     cfg = load_config(str(NANO_CONFIG), parse("max_epochs=1", "train_cfg.val_interval=7"))
     said = capsys.readouterr().err.splitlines()
@@ -69,6 +72,7 @@ def test_an_option_that_nothing_reads_is_said(capsys):
     assert cfg.train_cfg.val_interval == 7
 
 
+@pytest.mark.fault("configs and command lines")
 @pytest.mark.parametrize(
     ("option", "said"),
     [
@@ -88,6 +92,7 @@ def test_what_a_config_cannot_build_ends_in_one_line(option, said, toy_coco, tmp
     assert str(error.value).isprintable()
 
 
+@pytest.mark.fault("configs and command lines")
 @pytest.mark.parametrize(
     ("tool", "options"),
     [
@@ -108,6 +113,7 @@ def test_what_cannot_be_written_is_tried_first(tool, options, toy_coco, tmp_path
         )
 
 
+@pytest.mark.fault("images and label maps")
 def test_images_of_a_server_need_no_label_maps():
     config = ROOT / "configs/segmentation/fpn_crossformer-nano_toy-ade.py"
     cfg = load_config(str(config), parse("test_evaluator.format_only=True"))

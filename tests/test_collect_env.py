@@ -23,6 +23,7 @@ def installed(monkeypatch, *names: str) -> None:
     monkeypatch.setattr(env, "version_of", lambda name: "1.0" if name in names else None)
 
 
+@pytest.mark.fault("the set-up, broken installs")
 @pytest.mark.parametrize(
     ("distributions", "problem"),
     [
@@ -36,6 +37,7 @@ def test_what_is_missing_or_mixed_is_said_with_what_to_install(monkeypatch, dist
     assert problem in found and "pip install" in found
 
 
+@pytest.mark.fault("the set-up, broken installs")
 @pytest.mark.parametrize(
     ("module", "problem"),
     [

@@ -194,6 +194,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.fault("weights that do not fit, converting")
 @pytest.mark.parametrize("fault", FAULTS)
 def test_whatever_does_not_fit_is_named_and_nothing_is_written(convert, tmp_path, fault):
     change, said = FAULTS[fault]
@@ -205,6 +206,7 @@ def test_whatever_does_not_fit_is_named_and_nothing_is_written(convert, tmp_path
     assert len(list(tmp_path.iterdir())) == 1
 
 
+@pytest.mark.fault("weights that do not fit, converting")
 def test_at_most_ten_weights_are_named_and_the_fitting_architecture(convert):
     with pytest.raises(CheckpointError, match=r"those of arch 'tiny'\)") as caught:
         convert(old.backbone_weights("tiny"), arch="pp-s")
@@ -221,6 +223,7 @@ def test_at_most_ten_weights_are_named_and_the_fitting_architecture(convert):
         convert(base, cfg=cfg)
 
 
+@pytest.mark.fault("disk, permissions, kills, two at once")
 def test_a_destination_that_cannot_be_written_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     source = tmp_path / "w.pth"
@@ -241,6 +244,7 @@ def test_a_destination_that_cannot_be_written_is_named(monkeypatch, tmp_path):
     check_file("~/new.pth", "--pretrained")
 
 
+@pytest.mark.fault("disk, permissions, kills, two at once")
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
 def test_a_full_disk_leaves_what_was_there(tmp_path, suffix):
     new = tmp_path / f"new.{suffix}"

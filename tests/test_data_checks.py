@@ -77,6 +77,7 @@ def test_labels_have_the_names_of_the_file_whatever_its_ids(ships):
         assert expected[(number, *np.round(each["bbox"][:2], 2))] == KINDS[each["bbox_label"]]
 
 
+@pytest.mark.fault("COCO JSON")
 @pytest.mark.parametrize(
     ("classes", "named"),
     [
@@ -100,6 +101,7 @@ def test_some_of_the_categories_may_be_left_out(ships):
     assert {each["bbox_label"] for info in infos for each in info["instances"]} == {0, 1}
 
 
+@pytest.mark.fault("COCO JSON")
 def test_what_the_file_lacks_is_named_or_completed(ships):
     def strip(content):
         content.pop("info", None)
@@ -117,6 +119,7 @@ def test_what_the_file_lacks_is_named_or_completed(ships):
         (ships / TRAIN).write_text(kept)
 
 
+@pytest.mark.fault("COCO JSON")
 def test_a_file_of_which_nothing_is_left(ships):
     def shrink(content):
         for annotation in content["annotations"]:
@@ -127,12 +130,14 @@ def test_a_file_of_which_nothing_is_left(ships):
         read(ships)
 
 
+@pytest.mark.fault("COCO JSON")
 def test_two_categories_of_one_name(ships):
     change(ships / TRAIN, lambda content: content["categories"][1].update(name="ship"))
     with pytest.raises(DataError, match="several categories of one name: \\('ship',\\)"):
         read(ships, ("ship", "car", "cat"))
 
 
+@pytest.mark.fault("images and label maps")
 def test_an_image_that_is_turned(ships):
     for path in ships.glob("train2017/*.jpg"):
         with Image.open(path) as image:
@@ -156,6 +161,7 @@ class Heads(nn.Module):
             head.num_classes = box
 
 
+@pytest.mark.fault("configs and command lines")
 def test_heads_have_as_many_classes_as_the_data():
     check_heads(Heads(4, 4), KINDS)
     for heads in (Heads(80, 4), Heads(4, 3)):
@@ -163,12 +169,14 @@ def test_heads_have_as_many_classes_as_the_data():
             check_heads(heads, KINDS)
 
 
+@pytest.mark.fault("configs and command lines")
 def test_five_guesses_need_five_classes():
     check_topk(SimpleNamespace(topk=(1, 5)), "val", 5)
     with pytest.raises(DataError, match=r"topk=\(1, 5\).*4 classes: write val_evaluator=dict"):
         check_topk(SimpleNamespace(topk=(1, 5)), "val", 4)
 
 
+@pytest.mark.fault("COCO JSON")
 @pytest.mark.parametrize(
     ("config", "options", "named"),
     [
@@ -206,6 +214,7 @@ NAN, HUGE = float("nan"), 1e9
 RUNS = dict(size=[96, 128], counts=[0, 96 * 128])
 
 
+@pytest.mark.fault("COCO JSON")
 @pytest.mark.parametrize(
     ("kind", "change_of", "said"),
     [
@@ -246,6 +255,7 @@ def test_run_lengths_are_those_of_pycocotools():
         assert read_run_lengths(text) == expected
 
 
+@pytest.mark.fault("COCO JSON")
 def test_annotations_of_images_that_are_not_there_are_counted(ships, monkeypatch):
     said = []
     monkeypatch.setattr(coco_annotations, "print_log", lambda text, *args, **kw: said.append(text))
@@ -254,6 +264,7 @@ def test_annotations_of_images_that_are_not_there_are_counted(ships, monkeypatch
     assert any("1 annotations are of images that it has not" in line for line in said)
 
 
+@pytest.mark.fault("images and label maps")
 @pytest.mark.parametrize(
     ("make", "said"),
     [
@@ -279,6 +290,7 @@ def png_header(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", 0)
 
 
+@pytest.mark.fault("images and label maps")
 def test_label_maps_of_16_bits_are_named(toy_data_roots, tmp_path):
     data = shutil.copytree(toy_data_roots["segmentation"], tmp_path / "data")
     for path in data.glob("annotations/training/*.png"):
@@ -288,6 +300,7 @@ def test_label_maps_of_16_bits_are_named(toy_data_roots, tmp_path):
         tool_main(ROOT / "tools/train.py", SEGMENTOR, *options)
 
 
+@pytest.mark.fault("images and label maps")
 def test_masks_of_0_and_255(toy_data_roots, tmp_path, monkeypatch):
     monkeypatch.setattr(data_check, "SAMPLES", 1)
     data = shutil.copytree(toy_data_roots["segmentation"], tmp_path / "data")
@@ -308,6 +321,7 @@ def test_masks_of_0_and_255(toy_data_roots, tmp_path, monkeypatch):
     tool_main(*command, *options)
 
 
+@pytest.mark.fault("images and label maps")
 def test_folders_are_labels_by_their_alphabet(toy_data_roots, tmp_path):
     data = toy_data_roots["classification"]
     folders = sorted(path.name for path in (data / "train").iterdir())
@@ -328,6 +342,7 @@ def test_folders_are_labels_by_their_alphabet(toy_data_roots, tmp_path):
         )
 
 
+@pytest.mark.fault("images and label maps")
 def test_images_of_several_sizes_cannot_be_in_one_batch_of_a_segmentor(toy_data_roots, tmp_path):
     data = shutil.copytree(toy_data_roots["segmentation"], tmp_path / "data")
     for kind in ("images", "annotations"):
@@ -341,6 +356,7 @@ def test_images_of_several_sizes_cannot_be_in_one_batch_of_a_segmentor(toy_data_
     assert not list(tmp_path.glob("w/*.pth"))
 
 
+@pytest.mark.fault("configs and command lines")
 def test_a_norm_over_one_value_is_said_to_be_the_batch_size():
     cfg = load_config(str(SEGMENTOR))
     said = r"train_dataloader.batch_size=1 is too small"

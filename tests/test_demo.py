@@ -112,6 +112,7 @@ def check(task: str, record: dict, checkpoint: str, image: str) -> None:
         assert sum(segment["share"] for segment in record["segments"]) == pytest.approx(1)
 
 
+@pytest.mark.fault("demo, visualize, explore")
 @pytest.mark.parametrize("task", CONFIG_OF)
 def test_results_are_those_of_the_library_and_bad_files_are_named(
     task, demo, images, untrained, capfd
@@ -162,6 +163,7 @@ def test_four_channels_and_names_from_the_config(task, demo, images, tmp_path):
     assert cv2.imread(str(results / "1.png.png")).shape[2] == 3
 
 
+@pytest.mark.fault("demo, visualize, explore")
 def test_a_model_that_predicts_no_numbers_is_named(demo, untrained, images, tmp_path, capfd):
     checkpoint = torch.load(untrained["classification"])
     checkpoint["state_dict"]["head.fc.bias"].fill_(float("nan"))
@@ -173,6 +175,7 @@ def test_a_model_that_predicts_no_numbers_is_named(demo, untrained, images, tmp_
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.fault("demo, visualize, explore")
 @pytest.mark.parametrize(
     ("option", "value", "named"),
     [
@@ -193,6 +196,7 @@ def test_a_wrong_argument_is_named_in_one_line(demo, images, tmp_path, option, v
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.fault("demo, visualize, explore")
 def test_an_unsafe_checkpoint_is_refused(demo, images, tmp_path):
     ATTACKS["as config"][0](tmp_path / "hostile.pth", tmp_path / "ran")
     with pytest.raises(SystemExit, match=r"^error: .*hostile\.pth"):

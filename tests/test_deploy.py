@@ -331,6 +331,7 @@ def test_int8_is_calibrated_on_the_training_set(exported, toy_data_roots, capsys
     assert not np.allclose(found[0], expected[0]["scores"], atol=1e-7)
 
 
+@pytest.mark.fault("export, exported models")
 def test_a_file_that_computes_something_else_is_not_kept(exported, monkeypatch, tmp_path):
     cfg, model = toy(CLASSIFIER)
     torch.save(dict(state_dict=model.state_dict()), tmp_path / "random.pth")
@@ -365,6 +366,7 @@ def test_what_is_compared_can_fail():
     assert compare.find_excess(compare.compare([dict(logits=logits)], nan), allowed)
 
 
+@pytest.mark.fault("export, exported models")
 @pytest.mark.parametrize(
     ("out", "options", "named"),
     [
@@ -391,6 +393,7 @@ def test_what_cannot_be_exported_is_named_in_one_line(tmp_path, out, options, na
     assert sorted(tmp_path.iterdir()) == before
 
 
+@pytest.mark.fault("export, exported models")
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -410,6 +413,7 @@ def test_heads_that_are_not_known_are_named(change, named):
         whole_model(model, cfg)
 
 
+@pytest.mark.fault("export, exported models")
 def test_libraries_that_are_missing_or_too_old(monkeypatch, tmp_path):
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "onnxruntime", None)

@@ -18,6 +18,8 @@ from crossformer_mm.checkpoints.loader import find_file
 from crossformer_mm.checkpoints.reader import load_file
 from crossformer_mm.utils.errors import CheckpointError, mask_secrets
 
+pytestmark = pytest.mark.fault("URLs")
+
 
 def numbers(count: int) -> bytes:
     file = io.BytesIO()

@@ -20,6 +20,7 @@ class Visualizer:
         cv2.imwrite(out_file, image)
 
 
+@pytest.mark.fault("demo, visualize, explore")
 @pytest.mark.parametrize("rank", [0, 1])
 def test_images_of_one_name_have_a_picture_each(tmp_path, monkeypatch, rank):
     monkeypatch.setattr(utils, "is_main_process", lambda group=None: rank == 0)

@@ -194,6 +194,7 @@ def test_files_have_the_picture_and_its_numbers(explorer, files, tmp_path):
     check_numbers(written[1], files["one"], files["first"], 2, 1, (3, 3))
 
 
+@pytest.mark.fault("demo, visualize, explore")
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [

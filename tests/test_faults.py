@@ -167,6 +167,7 @@ def kill_at_random(training: Training, kill: int, rng: random.Random) -> None:
     training.finish(-signal.SIGKILL)
 
 
+@pytest.mark.fault("disk, permissions, kills, two at once")
 def test_training_killed_again_and_again_ends_with_the_same_weights(whole, start, tmp_path):
     rng = random.Random(6)
     killed_while_writing = 0
@@ -190,6 +191,7 @@ def test_training_killed_again_and_again_ends_with_the_same_weights(whole, start
     assert not list(tmp_path.glob(".*"))  # what the killed ones had begun to write
 
 
+@pytest.mark.fault("disk, permissions, kills, two at once")
 def test_a_full_disk_leaves_the_checkpoints_that_were_there(whole, start, tmp_path):
     kept = {name: (whole / name).read_bytes() for name in checkpoints(whole)}
     for name, content in kept.items():
@@ -200,6 +202,7 @@ def test_a_full_disk_leaves_the_checkpoints_that_were_there(whole, start, tmp_pa
     assert {name: (tmp_path / name).read_bytes() for name in checkpoints(tmp_path)} == kept
 
 
+@pytest.mark.fault("disk, permissions, kills, two at once")
 def test_a_full_disk_ends_training_in_one_line_whatever_is_written(start, tmp_path):
     (tmp_path / "fault.py").symlink_to("/dev/full")  # where mmengine puts the config
     start(tmp_path).finish(1, f"error: {tmp_path} cannot be written: No space left on device")
@@ -224,12 +227,14 @@ run(main)
 """
 
 
+@pytest.mark.fault("disk, permissions, kills, two at once")
 def test_logs_and_threads_on_a_full_disk_give_no_tracebacks():
     job = subprocess.run([sys.executable, "-c", ON_A_FULL_DISK], capture_output=True, text=True)
     assert job.returncode == 1
     assert job.stderr == "error: work cannot be written: No space left on device\n"
 
 
+@pytest.mark.fault("disk, permissions, kills, two at once")
 def test_an_interruption_ends_training_in_one_line(start, tmp_path):
     training = start(tmp_path, "train_dataloader.num_workers=1")
     training.wait_for(lambda: training.is_writing)
@@ -249,6 +254,7 @@ with only_training_in(sys.argv[1]):
 """
 
 
+@pytest.mark.fault("disk, permissions, kills, two at once")
 def test_a_second_training_in_a_work_directory_stops_in_one_line(start, tmp_path, monkeypatch):
     command = [sys.executable, "-c", HOLD_LOCK, tmp_path]
     streams = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -265,6 +271,7 @@ def test_a_second_training_in_a_work_directory_stops_in_one_line(start, tmp_path
         assert str(os.getpid()) in (tmp_path / "training.lock").read_text()
 
 
+@pytest.mark.fault("disk, permissions, kills, two at once")
 def test_a_file_system_without_locks_is_warned_about(tmp_path, monkeypatch, capsys):
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
@@ -275,6 +282,7 @@ def test_a_file_system_without_locks_is_warned_about(tmp_path, monkeypatch, caps
     assert "cannot be locked (No locks available)" in said.out + said.err
 
 
+@pytest.mark.fault("disk, permissions, kills, two at once")
 @pytest.mark.parametrize("tool", ["train", "dist_run"])
 def test_an_interruption_while_libraries_are_loaded_ends_without_a_traceback(tmp_path, tool):
     (tmp_path / "torch.py").write_text("import signal; signal.raise_signal(signal.SIGINT)")

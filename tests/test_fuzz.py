@@ -1,7 +1,7 @@
 """Files with random damage: refused in one line or read rightly, in bounded time and memory.
 
 A family is a strategy, which draws the content of a file, and an oracle, which looks at what became
-of it. ``pytest tests/test_fuzz.py --fuzz-cases 100000`` draws more, and ends with a table.
+of it. ``pytest -m fault tests/test_fuzz.py --fuzz-cases 100000`` draws more, and ends with a table.
 """
 
 import copy
@@ -38,7 +38,6 @@ from crossformer_mm.datasets.coco_annotations import read_complete
 from crossformer_mm.engine.cfg_options import add_cfg_options, merge_options
 from crossformer_mm.utils.errors import CheckpointError, DataError
 
-DEFAULT_CASES = 200
 MEMORY = 2**30  # bytes that a process may take more than before
 SECONDS = 5  # of the processor, for a case
 
@@ -329,21 +328,6 @@ FAMILIES["config overrides"] = Family(option, read_option, (SystemExit,))
 
 # --- All families -------------------------------------------------------------------------------
 
-COUNTS: dict[str, Counter] = {}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def table(pytestconfig: pytest.Config) -> Iterator[None]:
-    """Print at the end of a long run how many files were tried, refused and read."""
-    yield
-    if pytestconfig.getoption("--fuzz-cases") > DEFAULT_CASES:
-        lines = [f"\n{'family':24}{'tried':>10}{'refused':>10}{'read':>10}"]
-        for name, count in COUNTS.items():
-            numbers = count.total(), count["refused"], count["read"]
-            lines.append(f"{name:24}" + "".join(f"{number:10}" for number in numbers))
-        with pytestconfig.pluginmanager.get_plugin("capturemanager").global_and_fixture_disabled():
-            print("\n".join(lines))
-
 
 @pytest.fixture
 def little_memory() -> Iterator[None]:
@@ -355,10 +339,17 @@ def little_memory() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_AS, usual)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_damage_is_refused_in_one_line_or_does_no_harm(name, tmp_path, pytestconfig, little_memory):
-    family, path = FAMILIES[name], tmp_path / "damaged"
-    count = COUNTS[name] = Counter()
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(family, id=name, marks=pytest.mark.fault(f"random damage: {name}"))
+        for name, family in FAMILIES.items()
+    ],
+)
+def test_damage_is_refused_in_one_line_or_does_no_harm(
+    family, tmp_path, pytestconfig, little_memory, record_property
+):
+    path, count = tmp_path / "damaged", Counter()
 
     @settings(
         max_examples=pytestconfig.getoption("--fuzz-cases"),
@@ -382,5 +373,8 @@ def test_damage_is_refused_in_one_line_or_does_no_harm(name, tmp_path, pytestcon
             assert "memory" not in said.lower(), said
         assert time.process_time() - start < SECONDS
 
-    check()
+    try:
+        check()
+    finally:
+        record_property("tried", count.total())
     assert count["refused"]

@@ -117,6 +117,7 @@ def undisturbed(start_job, tmp_path):
     return train
 
 
+@pytest.mark.fault("disk, permissions, kills, two at once")
 @pytest.mark.slow
 def test_a_killed_process_and_a_stopped_job_leave_no_trace_in_the_weights(
     start_job, undisturbed, tmp_path

@@ -250,6 +250,7 @@ DAMAGED: dict[str, tuple[Builder, str]] = {
 }
 
 
+@pytest.mark.fault("checkpoints that attack or are damaged")
 @pytest.mark.families
 @pytest.mark.parametrize("name", [*ATTACKS, *DAMAGED])
 def test_a_file_is_refused_in_one_line_and_does_nothing(tmp_path, name):
@@ -268,6 +269,7 @@ def test_a_file_is_refused_in_one_line_and_does_nothing(tmp_path, name):
     assert [p.name for p in tmp_path.iterdir()] == ["w.pth"]
 
 
+@pytest.mark.fault("checkpoints that attack or are damaged")
 @pytest.mark.parametrize("option", ["--pretrained", "--resume", "test"])
 def test_a_hostile_file_ends_the_tools_in_one_line(toy_coco, tmp_path, option):
     path, trace = tmp_path / "hostile.pth", tmp_path / "ran"
@@ -284,6 +286,7 @@ def test_the_text_that_mmengine_writes_of_a_config_stays():
     assert "custom_imports" in text and is_plain(text)
 
 
+@pytest.mark.fault("checkpoints that attack or are damaged")
 @pytest.mark.parametrize(
     "text",
     [

@@ -66,6 +66,7 @@ def test_checkpoints_of_every_layout_load_by_every_form_of_init_cfg(tmp_path, la
     old.assert_same(model.state_dict(), source.state_dict())
 
 
+@pytest.mark.fault("weights that do not fit, converting")
 @pytest.mark.families
 def test_a_weight_that_does_not_fit_is_named_and_nothing_is_loaded(tmp_path):
     weights = CrossFormer(SMALL_ARCH).state_dict()
@@ -104,6 +105,7 @@ def test_get_model_takes_the_authors_file_and_converted_ones(monkeypatch, tmp_pa
         get_model("crossformer-tiny_8xb128_in1k", pretrained="small.pth")
 
 
+@pytest.mark.fault("weights that do not fit, converting")
 @pytest.mark.families
 def test_mmengine_loads_whole_models_and_refuses_part_of_a_backbone(tmp_path):
     cfg = load_config(str(CONFIGS / "classification/crossformer-nano_toy-imagenet.py"))
@@ -124,6 +126,7 @@ def test_mmengine_loads_whole_models_and_refuses_part_of_a_backbone(tmp_path):
     old.assert_same(alone.state_dict(), model.backbone.state_dict())
 
 
+@pytest.mark.fault("weights that do not fit, converting")
 @pytest.mark.families
 @pytest.mark.parametrize("lost", ["patch_embed.projs.0.weight", "norm.bias", "patch_embed."])
 def test_any_weight_that_is_lost_is_missed(tmp_path, lost):
@@ -137,6 +140,7 @@ def test_any_weight_that_is_lost_is_missed(tmp_path, lost):
         load_checkpoint(model, str(tmp_path / "w.pth"))
 
 
+@pytest.mark.fault("weights that do not fit, converting")
 @pytest.mark.families
 @pytest.mark.parametrize(
     "content",
@@ -173,6 +177,7 @@ def test_a_backbone_with_or_without_its_prefix_loads(tmp_path):
     old.assert_same(other.backbone.state_dict(), expected)
 
 
+@pytest.mark.fault("weights that do not fit, converting")
 @pytest.mark.families
 @pytest.mark.parametrize("metadata", [{"": {"version": "2"}}, {"": 3}, [1], {"": {"version": 2.5}}])
 def test_versions_of_modules_that_are_none_are_refused(tmp_path, metadata):
@@ -183,6 +188,7 @@ def test_versions_of_modules_that_are_none_are_refused(tmp_path, metadata):
         load_checkpoint(torch.nn.BatchNorm2d(3), str(tmp_path / "w.pth"))
 
 
+@pytest.mark.fault("weights that do not fit, converting")
 @pytest.mark.families
 @pytest.mark.parametrize("value", [torch.nan, -torch.inf, 1e39])
 @pytest.mark.parametrize("key", ["state_dict", "ema_state_dict"])
@@ -297,6 +303,7 @@ def test_training_state_loads(tmp_path):
         assert array.dtype == expected.dtype and np.array_equal(array, expected)
 
 
+@pytest.mark.fault("resuming")
 def test_the_last_complete_checkpoint_is_resumed(tmp_path):
     assert find_checkpoint_to_resume(tmp_path) is None
     assert find_checkpoint_to_resume(tmp_path / "missing") is None
@@ -312,6 +319,7 @@ def test_the_last_complete_checkpoint_is_resumed(tmp_path):
     assert find_checkpoint_to_resume(tmp_path).name == "epoch_2.pth"
 
 
+@pytest.mark.fault("resuming")
 @pytest.mark.parametrize(
     ("written", "resumed"),  # from the oldest to the newest
     [

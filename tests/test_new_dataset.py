@@ -104,6 +104,7 @@ def test_written_configs_have_the_classes_everywhere_and_read_the_data(task, mas
         assert cfg.default_hooks.visualization["enable" if task == "classification" else "draw"]
 
 
+@pytest.mark.fault("own data sets")
 def test_nothing_is_overwritten(tmp_path):
     dataset, out = make_split(tmp_path / "data", "detection"), tmp_path / "own"
     first = write_configs(dataset, [], out)
@@ -138,6 +139,7 @@ def test_palettes_are_of_different_colours_and_the_contact_sheet_is_drawn(task, 
         draw_contact_sheet(dataset, tmp_path / "none.png")
 
 
+@pytest.mark.fault("own data sets")
 def test_label_maps_of_several_endings_are_an_error_that_names_them(tmp_path):
     dataset = make_split(tmp_path, "segmentation")
     dataset.splits["train"][0].image = tmp_path / "images/0 b/0.png"
@@ -149,6 +151,7 @@ def test_label_maps_of_several_endings_are_an_error_that_names_them(tmp_path):
 TOOL = ROOT / "tools/new_dataset.py"
 
 
+@pytest.mark.fault("own data sets")
 def test_errors_are_counted_and_nothing_is_written(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     ALL["coco"](tmp_path / "cells")

@@ -269,6 +269,7 @@ FAULTS = [
 ]
 
 
+@pytest.mark.fault("own data sets")
 @pytest.mark.parametrize("form, spoil, words", FAULTS)
 def test_a_fault_is_found_and_healed(form, spoil, words, tmp_path):
     ALL[form](tmp_path / "data")
@@ -324,6 +325,7 @@ NOT_WHAT_THEY_SEEM = [
 ]
 
 
+@pytest.mark.fault("own data sets")
 @pytest.mark.parametrize("file, text", NOT_WHAT_THEY_SEEM)
 def test_a_folder_that_is_no_data_set(file, text, tmp_path):
     write(tmp_path / file, text)
@@ -348,6 +350,7 @@ def test_palettes_and_bits_are_class_numbers(mode, kind, tmp_path):
     assert (np.array(Image.open(tmp_path / "copy/masks/train/a.png")) == labels).all()
 
 
+@pytest.mark.fault("own data sets")
 def test_label_maps_of_objects_are_refused(tmp_path):
     write_maps(tmp_path)
     (tmp_path / "classes.txt").unlink()
@@ -357,6 +360,7 @@ def test_label_maps_of_objects_are_refused(tmp_path):
         read_dataset(tmp_path)
 
 
+@pytest.mark.fault("own data sets")
 def test_folders_of_other_formats_are_no_classes(tmp_path):
     write_maps(tmp_path)
     for file in tmp_path.glob("masks/*/*"):
@@ -386,6 +390,7 @@ def test_turned_objects_lie_on_the_same_pixels(orientation, tmp_path):
     assert coco_mask.decode(coco_mask.frPyObjects(shape.polygons, *turned.shape)).sum() == w * h
 
 
+@pytest.mark.fault("own data sets")
 def test_a_copy_replaces_nothing(tmp_path):
     write_coco(tmp_path / "data")
     dataset = read_dataset(tmp_path / "data")

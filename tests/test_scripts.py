@@ -53,6 +53,7 @@ def test_restarts_need_a_meeting_place_that_machines_may_leave(machines):
     assert not any("restarts" in part for part in tested)
 
 
+@pytest.mark.fault("shell scripts, Slurm")
 @pytest.mark.parametrize("order", [("4", ANY_FILE), (ANY_FILE, "4")])
 def test_both_orders_of_dist_test_are_understood(order):
     command = started("dist_test.sh", CONFIG, *order, "--eval", "bbox")
@@ -60,6 +61,7 @@ def test_both_orders_of_dist_test_are_understood(order):
     assert command[4:8] == [CONFIG, ANY_FILE, "--eval", "bbox"]
 
 
+@pytest.mark.fault("shell scripts, Slurm")
 @pytest.mark.parametrize(
     ("script", "arguments", "named"),
     [
@@ -79,6 +81,7 @@ def test_a_wrong_argument_is_named_in_one_line(script, arguments, named):
     assert_named(run_script(script, *arguments), named)
 
 
+@pytest.mark.fault("shell scripts, Slurm")
 @pytest.mark.parametrize(
     ("restarts", "options", "named"),
     [("2", [], "MAX_RESTARTS needs --resume"), ("many", ["--resume"], "not 'many'")],
@@ -108,6 +111,7 @@ def test_slurm_starts_a_process_per_gpu(tmp_path):
     assert command[-6:] == [CONFIG, "--work-dir", "work", "--amp", "--launcher", "slurm"]
 
 
+@pytest.mark.fault("shell scripts, Slurm")
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
 @pytest.mark.parametrize(
     ("status", "options", "queued"),

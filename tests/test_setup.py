@@ -90,6 +90,7 @@ def logging(made: setup.Installation, text: str, status: int = 1) -> int:
     return status
 
 
+@pytest.mark.fault("the set-up, broken installs")
 @pytest.mark.parametrize(
     ("log", "named"),
     [
@@ -118,6 +119,7 @@ def test_a_failed_step_says_what_is_wrong_and_what_to_do(made, log, named):
     assert "\n" not in str(error.value) and "metadata-generation" not in str(error.value)
 
 
+@pytest.mark.fault("the set-up, broken installs")
 def test_a_download_is_tried_three_times_and_pip_does_what_uv_cannot(made):
     results = iter([1, 1, 0])
     made.step("1/3", lambda: logging(made, "connection reset by peer\n", next(results)))
@@ -129,6 +131,7 @@ def test_a_download_is_tried_three_times_and_pip_does_what_uv_cannot(made):
     made.step("1/3", lambda: logging(made, "invalid peer certificate\n"), lambda: 0)
 
 
+@pytest.mark.fault("the set-up, broken installs")
 def test_only_an_interrupted_set_up_is_made_anew(words, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["install_stack.py", "onedl", str(tmp_path / "venv")])
     interrupt = Mock(side_effect=KeyboardInterrupt)
@@ -144,6 +147,7 @@ def test_only_an_interrupted_set_up_is_made_anew(words, tmp_path, monkeypatch):
     assert (tmp_path / "venv/mine").exists()
 
 
+@pytest.mark.fault("the set-up, broken installs")
 def test_what_would_be_missed_minutes_later_is_looked_for_first(tmp_path, monkeypatch):
     monkeypatch.setattr(setup.shutil, "disk_usage", lambda _: SimpleNamespace(free=2 * 2**30))
     with pytest.raises(setup.SetupError, match="10 GB of free disk .* has 2 GB"):
@@ -162,6 +166,7 @@ def set_up(tmp_path: Path, *options: str, **env: str) -> subprocess.CompletedPro
     return subprocess.run(command, capture_output=True, text=True, timeout=120, env=env)
 
 
+@pytest.mark.fault("the set-up, broken installs")
 @pytest.mark.parametrize(
     ("options", "version", "named"),
     [

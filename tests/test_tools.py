@@ -96,6 +96,7 @@ def test_predictions_are_written_drawn_and_changed_by_flipping(trained, toy_coco
     assert drawn == sorted(path.name for path in (toy_coco / "val2017").iterdir())
 
 
+@pytest.mark.fault("configs and command lines")
 @pytest.mark.parametrize(
     ("tool", "arguments", "named"),
     [
@@ -125,6 +126,7 @@ def test_a_wrong_argument_is_named_in_one_line(monkeypatch, tmp_path, tool, argu
     assert [path.name for path in tmp_path.iterdir()] == ["bad.py"]
 
 
+@pytest.mark.fault("weights that do not fit, converting")
 def test_a_checkpoint_of_another_model_fails_the_test(trained, toy_coco, tmp_path):
     config = CONFIGS / "detection/retinanet_crossformer-s_fpn_1x_coco.py"
     with pytest.raises(SystemExit, match=r"error: .*does not fit this model.*another shape"):
@@ -142,6 +144,7 @@ def test_data_root_moves_every_path():
     assert move_paths({"a": ("x/b", ["x/c", 1])}, "x/", "y/") == {"a": ("y/b", ["y/c", 1])}
 
 
+@pytest.mark.fault("resuming")
 def test_what_is_resumed(tmp_path):
     cfg = load_config(str(NANO_CONFIG), {"load_from": "start.pth"}, str(tmp_path))
     apply_options(TRAIN, cfg, resume="auto")
@@ -184,6 +187,7 @@ def test_config_line_and_command_line_say_the_same(tmp_path, lines, command):
     assert by_option.to_dict() == by_line.to_dict() != load_config(str(MASK_RCNN)).to_dict()
 
 
+@pytest.mark.fault("configs and command lines")
 @pytest.mark.parametrize(
     ("losses", "named"),
     [
@@ -202,6 +206,7 @@ def test_the_iteration_and_the_invalid_loss_are_named(losses, named):
         LossCheckHook().after_train_iter(SimpleNamespace(iter=12), 0, None, outputs)
 
 
+@pytest.mark.fault("configs and command lines")
 @pytest.mark.parametrize("checked", [True, False])
 def test_training_stops_at_an_invalid_loss_unless_told_otherwise(toy_coco, tmp_path, checked):
     command = [TRAIN, NANO_CONFIG, "--work-dir", tmp_path, *options(toy_coco)]

@@ -167,6 +167,7 @@ REFUSED: dict[str, tuple[Callable, dict, str]] = {
 }
 
 
+@pytest.mark.fault("resuming")
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_cannot_be_resumed_is_refused_in_one_line(resume, tmp_path, case):
     change, changes, said = REFUSED[case]
@@ -198,6 +199,7 @@ WARNED: dict[str, tuple[Callable, dict, str]] = {
 }
 
 
+@pytest.mark.fault("resuming")
 @pytest.mark.parametrize("case", WARNED)
 def test_what_goes_on_otherwise_than_the_config_has_it_is_said(resume, case):
     change, changes, said = WARNED[case]

@@ -67,6 +67,7 @@ def write_recording_config(folder: Path, data_root: Path, batch_size: int, epoch
     return path
 
 
+@pytest.mark.fault("disk, permissions, kills, two at once")
 def test_two_processes_have_the_losses_of_one_until_one_fails(toy_data_roots, run_tool, tmp_path):
     """The mean of two processes' losses over 4 images is one process's loss over 8.
 
@@ -144,6 +145,7 @@ def train_on_two_processes(
     return job.returncode, said
 
 
+@pytest.mark.fault("disk, permissions, kills, two at once")
 def test_one_dead_process_of_two_ends_the_job(toy_coco, tmp_path):
     def kill_the_second(job: subprocess.Popen, mark: str) -> None:
         processes = {p for p, env in living_processes(mark).items() if "\0RANK=1\0" in env}
@@ -157,6 +159,7 @@ def test_one_dead_process_of_two_ends_the_job(toy_coco, tmp_path):
     assert said.splitlines()[-1] == "error: process 1 failed first: killed by SIGKILL"
 
 
+@pytest.mark.fault("disk, permissions, kills, two at once")
 def test_an_interruption_of_two_processes_leaves_none(toy_coco, tmp_path):
     status, said = train_on_two_processes(
         toy_coco, tmp_path, lambda job, mark: job.send_signal(signal.SIGINT)
@@ -175,6 +178,7 @@ def note(folder: Path, message: str, seconds: int) -> str:
     return str(file)
 
 
+@pytest.mark.fault("disk, permissions, kills, two at once")
 def test_the_launcher_says_what_happened_first(tmp_path):
     describe = runpy.run_path(str(ROOT / "tools/dist_run.py"))["describe_first_failure"]
     memory = ProcessFailure(0, 10, 1, note(tmp_path, "RuntimeError: no memory\nHint: buy", 5))
@@ -281,6 +285,7 @@ def test_slurm_may_show_each_task_its_own_gpu(monkeypatch):
         init_dist(cfg, "slurm")
 
 
+@pytest.mark.fault("shell scripts, Slurm")
 def test_a_launcher_that_did_not_start_the_process_is_named(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.delenv("SLURM_PROCID", raising=False)

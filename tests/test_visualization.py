@@ -151,6 +151,7 @@ def test_a_model_of_four_channels_gets_them(tmp_path):
     assert np.array_equal(inputs[0, :3].flip(0).permute(1, 2, 0), pixels)
 
 
+@pytest.mark.fault("demo, visualize, explore")
 @pytest.mark.parametrize("image", ["thin.png", "none.png", "test_visualization.py"])
 def test_an_image_that_cannot_be_used_is_named_in_one_line(tmp_path, image):
     Image.new("RGB", (1, 3000)).save(tmp_path / "thin.png")
@@ -184,6 +185,7 @@ def test_the_tool_writes_a_picture(capsys, tmp_path, image_file, kind):
     assert [file.name for file in out.parent.iterdir()] == [out.name]
 
 
+@pytest.mark.fault("demo, visualize, explore")
 @pytest.mark.parametrize(
     ("options", "named"),
     [
