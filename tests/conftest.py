@@ -8,7 +8,6 @@ import subprocess
 import sys
 from argparse import Namespace
 from collections import Counter, defaultdict
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -62,21 +61,8 @@ def metrics_of(work_dir: Path) -> dict:
 
 
 def tool_main(tool: Path, *arguments: object) -> None:
-    """Run a tool's ``main`` in this process, which loads the data too.
-
-    Runtimes leave threads behind, and a process that is forked beside them may end or hang.
-    """
-    from crossformer_mm.engine.runner import CheckedRunner
-
-    build = CheckedRunner.build_dataloader
-
-    def build_here(loader: object, *args: object, **kwargs: object) -> object:
-        is_config = isinstance(loader, Mapping)
-        return build({**loader, "num_workers": 0} if is_config else loader, *args, **kwargs)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CheckedRunner, "build_dataloader", staticmethod(build_here))
-        runpy.run_path(str(tool))["main"]([str(argument) for argument in arguments])
+    """Run a tool's ``main`` in this process."""
+    runpy.run_path(str(tool))["main"]([str(argument) for argument in arguments])
 
 
 def apply_options(tool: Path, cfg: Config, **options: object) -> Config:

@@ -28,7 +28,7 @@ try:
 except ExportError as missing:
     pytest.skip(str(missing), allow_module_level=True)
 from crossformer_mm.deploy.evaluation import StandIn  # noqa: E402
-from crossformer_mm.deploy.runtimes import ExportedModel  # noqa: E402
+from crossformer_mm.deploy.runtimes import ExportedModel, openvino_core  # noqa: E402
 
 EXPORT, EXAMPLE = ROOT / "tools/export.py", ROOT / "examples/run_exported.py"
 CLASSIFIER = "classification/crossformer-nano_toy-imagenet.py"
@@ -267,10 +267,9 @@ def test_nothing_may_be_found(exported, tmp_path):
 
 def test_positions_of_rois_stay_exact_in_bfloat16(exported):
     """OpenVINO rounds to bf16 whatever is not marked; RoIs at 800 would move by 2 pixels."""
-    import openvino
-
     file, _ = exported(*CASES[4][:2], *CASES[4][2])
-    compiled = openvino.Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "bf16"})
+    settings = {"INFERENCE_PRECISION_HINT": "bf16"}
+    compiled = openvino_core().compile_model(file, "CPU", settings)
     operations = compiled.get_runtime_model().get_ops()
     cuts = [op for op in operations if op.get_rt_info()["layerType"].astype(str) == "ROIAlign"]
     assert len(cuts) == 8  # of four levels, for boxes and for masks
@@ -279,6 +278,21 @@ def test_positions_of_rois_stay_exact_in_bfloat16(exported):
         kinds = {node.get_output_element_type(0).get_type_name() for node in todo}
         assert kinds == {"f32"}
         todo = [node.input_value(0).get_node() for node in todo if node.get_input_size()]
+
+
+@pytest.mark.fault("export, exported models")
+def test_signals_are_survived_after_two_models_of_openvino(exported, run_tool):
+    file, _ = exported(*CASES[4][:2], *CASES[4][2])
+    code = """
+import signal, sys
+from crossformer_mm.deploy.runtimes import ExportedModel
+models = [ExportedModel(sys.argv[1], "openvino") for _ in range(2)]
+while models:
+    models.pop(0)
+signal.signal(signal.SIGUSR1, lambda *_: print("told"))
+signal.raise_signal(signal.SIGUSR1)
+"""
+    assert run_tool(sys.executable, "-c", code, file).stdout.endswith("told\n")
 
 
 @pytest.mark.parametrize(("config", "suffix", "arguments", "outputs"), CASES)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from crossformer_mm.models.attention import GroupedAttention
 from crossformer_mm.models.block import CrossFormerBlock
 from crossformer_mm.models.cross_scale_embedding import CrossScaleDownsample, CrossScaleStem
-from crossformer_mm.models.grouping import GroupPlan, allowed_keys
+from crossformer_mm.models.grouping import GroupPlan, allowed_keys, from_regions, to_regions
 from crossformer_mm.models.position_bias import expand_table
 
 # Added to the scores of padding: no weight is left, and float16 and bfloat16 can hold it.
@@ -77,13 +77,10 @@ def _block(block: CrossFormerBlock, x: Tensor) -> Tensor:
 
 def _attention(attn: GroupedAttention, x: Tensor, plan: GroupPlan) -> Tensor:
     """Attend within groups: rows (B * H * W, C) -> (B * H * W, C)."""
-    head_dims, (height, width) = x.shape[1] // attn.num_heads, plan.padded_size
+    head_dims = x.shape[1] // attn.num_heads
     (rows, columns), step = plan.regions, plan.interval
     sides = (plan.group_height, plan.group_width)
-    x = x.view(-1, plan.height, plan.width, x.shape[1])
-    x = F.pad(x, (0, 0, 0, width - plan.width, 0, height - plan.height))
-    if plan.shift:
-        x = x.roll((-plan.shift, -plan.shift), dims=(1, 2))
+    x = to_regions(x.view(-1, plan.height, plan.width, x.shape[1]), plan)
     # The scale of the scores is in the weights, which saves a pass over q.
     scale = attn.qkv.bias.new_tensor([head_dims**-0.5, 1, 1]).repeat_interleave(x.shape[-1])
     weight, bias = attn.qkv.weight * scale[:, None], attn.qkv.bias * scale
@@ -100,10 +97,9 @@ def _attention(attn: GroupedAttention, x: Tensor, plan: GroupPlan) -> Tensor:
     x = (scores.softmax(dim=-1) @ v).view(
         -1, rows, step, columns, step, attn.num_heads, *sides, head_dims
     )
-    x = x.permute(0, 1, 6, 2, 3, 7, 4, 5, 8).reshape(-1, height, width, attn.proj.in_features)
-    if plan.shift:
-        x = x.roll((plan.shift, plan.shift), dims=(1, 2))
-    return attn.proj(x[:, : plan.height, : plan.width].reshape(-1, attn.proj.in_features))
+    x = x.permute(0, 1, 6, 2, 3, 7, 4, 5, 8)
+    x = x.reshape(-1, *plan.padded_size, attn.proj.in_features)
+    return attn.proj(from_regions(x, plan).reshape(-1, attn.proj.in_features))
 
 
 def _on_rows(norm: nn.LayerNorm, x: Tensor) -> Tensor:

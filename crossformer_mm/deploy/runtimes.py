@@ -1,6 +1,7 @@
 """Run an exported model in onnxruntime or OpenVINO."""
 
 import json
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -79,10 +80,21 @@ def _start_onnxruntime(path: Path, precision: str, threads: int | None) -> tuple
     )
 
 
-def _start_openvino(path: Path, precision: str, threads: int | None) -> tuple:
+@cache
+def openvino_core() -> object:
+    """One ``openvino.Core`` for the process, to its end.
+
+    The CPU plugin of each sets a stack for signals, and as it goes sets the one that it found. Of
+    two that go in the order in which they came, the second sets the first one's, which is unmapped
+    by then: the next signal, such as that of a data loader's process, would end this process.
+    """
     import openvino
 
-    core = openvino.Core()
+    return openvino.Core()
+
+
+def _start_openvino(path: Path, precision: str, threads: int | None) -> tuple:
+    core = openvino_core()
     if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise ExportError("this processor has no bf16: leave the precision at f32")
     model = core.read_model(path)

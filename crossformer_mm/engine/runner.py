@@ -1,7 +1,6 @@
 """The runner of the tools: mmengine's, with errors that name the file and repeatable data."""
 
 import logging
-import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -55,7 +54,7 @@ class CheckedRunner(Runner):
         try:
             checked = with_seeding_sampler(dataloader)
             if isinstance(checked, Mapping):
-                checked = dict(checked, dataset=dict(type=build_dataset, cfg=checked["dataset"]))
+                checked = dict(checked, dataset=dict(type=_read_dataset, cfg=checked["dataset"]))
                 if not checked.get("num_workers"):  # PyTorch refuses the options of workers
                     checked.pop("persistent_workers", None)
                     checked.pop("prefetch_factor", None)
@@ -63,13 +62,8 @@ class CheckedRunner(Runner):
         except DataError:
             raise
         except Exception as error:
-            dataset, keys = dataloader["dataset"], ("data_root", "ann_file", "data_prefix")
-            place = {key: dataset[key] for key in keys if dataset.get(key)}
-            what = f"data set {dataset.get('type')} ({place})"
-            frames = traceback.extract_tb(error.__traceback__)
-            if any(frame.name == build_dataset.__name__ for frame in frames):
-                raise DataError(f"{what} cannot be read: {reason_of(error)}") from error
-            raise DataError(f"the loader of {what} cannot be built: {reason_of(error)}") from error
+            what = f"the loader of {_describe_dataset(dataloader['dataset'])}"
+            raise DataError(f"{what} cannot be built: {reason_of(error)}") from error
         if not hasattr(loader.dataset, "__getitems__"):  # what torch asks for a batch
             loader.dataset.__getitems__ = partial(take_samples, loader.dataset)
         loader.worker_init_fn = partial(spare_worker, loader.worker_init_fn)
@@ -178,6 +172,20 @@ def build_runner(cfg: Config, launcher: str, all_weights_needed: bool) -> Runner
     gpu = torch.cuda.is_available() and torch.cuda.get_device_name()
     runner.logger.info(f"Running {runner.world_size} process(es) on {gpu or 'CPU: no GPU found'}")
     return runner
+
+
+def _read_dataset(cfg: Mapping | Dataset) -> Dataset:
+    try:
+        return build_dataset(cfg)
+    except DataError:
+        raise
+    except Exception as error:  # of any library
+        raise DataError(f"{_describe_dataset(cfg)} cannot be read: {reason_of(error)}") from error
+
+
+def _describe_dataset(cfg: Mapping) -> str:
+    keys = ("data_root", "ann_file", "data_prefix")
+    return f"data set {cfg.get('type')} ({ {key: cfg[key] for key in keys if cfg.get(key)} })"
 
 
 def build_dataset(cfg: Mapping | Dataset) -> Dataset:

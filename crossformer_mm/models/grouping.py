@@ -93,12 +93,22 @@ def _divide_up(length: int, part: int) -> int:
     return -(-length // part)
 
 
+def to_regions(x: Tensor, plan: GroupPlan) -> Tensor:
+    """Pad a map (B, H, W, C) with zeros to whole regions, the first of which begins at its edge."""
+    height, width = plan.padded_size
+    x = F.pad(x, (0, 0, 0, width - plan.width, 0, height - plan.height))
+    return x.roll((-plan.shift, -plan.shift), dims=(1, 2)) if plan.shift else x
+
+
+def from_regions(x: Tensor, plan: GroupPlan) -> Tensor:
+    """Undo :func:`to_regions`."""
+    x = x.roll((plan.shift, plan.shift), dims=(1, 2)) if plan.shift else x
+    return x[:, : plan.height, : plan.width]
+
+
 def partition(x: Tensor, plan: GroupPlan) -> Tensor:
     """Pad a map with zeros and split it: (B, H, W, C) -> (B, groups, tokens, C)."""
-    (height, width), (rows, columns) = plan.padded_size, plan.regions
-    x = F.pad(x, (0, 0, 0, width - plan.width, 0, height - plan.height))
-    if plan.shift:
-        x = x.roll((-plan.shift, -plan.shift), dims=(1, 2))
+    x, (rows, columns) = to_regions(x, plan), plan.regions
     in_rows, in_columns = (plan.group_height, plan.interval), (plan.group_width, plan.interval)
     x = x.reshape(x.shape[0], rows, *in_rows, columns, *in_columns, x.shape[-1])
     # (B, region y, member y, offset y, region x, member x, offset x, C)
@@ -113,9 +123,7 @@ def merge(groups: Tensor, plan: GroupPlan) -> Tensor:
     x = groups.reshape(batch, rows, step, columns, step, *members, channels)
     # (B, region y, offset y, region x, offset x, member y, member x, C)
     x = x.permute(0, 1, 5, 2, 3, 6, 4, 7).reshape(batch, *plan.padded_size, channels)
-    if plan.shift:
-        x = x.roll((plan.shift, plan.shift), dims=(1, 2))
-    return x[:, : plan.height, : plan.width]
+    return from_regions(x, plan)
 
 
 def real_tokens(plan: GroupPlan, device: torch.device) -> Tensor | None:
