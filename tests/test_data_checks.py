@@ -54,10 +54,10 @@ def change(file: Path, edit) -> None:
     file.write_text(json.dumps(content))
 
 
-def read(data: Path, classes: object = KINDS, loader: str = "train_dataloader"):
+def read(data: Path, classes: object = KINDS, loader: str = "train_dataloader", **more: object):
     cfg = load_config(str(DETECTOR), {"data_root": str(data)})
     init_default_scope("mmdet")
-    dataset = dict(cfg[loader].dataset, metainfo=dict(classes=classes))
+    dataset = dict(cfg[loader].dataset, metainfo=dict(classes=classes), **more)
     options = dict(num_workers=0, persistent_workers=False, dataset=dataset)
     return CheckedRunner.build_dataloader({**cfg[loader], **options}, seed=0).dataset
 
@@ -128,6 +128,13 @@ def test_a_file_of_which_nothing_is_left(ships):
     change(ships / TRAIN, shrink)
     with pytest.raises(DataError, match="0 objects that can be learned.*smaller than a pixel"):
         read(ships)
+
+
+def test_images_without_any_object_are_learned_where_the_config_keeps_them(ships):
+    change(ships / TRAIN, lambda content: content.update(annotations=[]))
+    with pytest.raises(DataError, match="0 objects that can be learned"):
+        read(ships)
+    assert len(read(ships, filter_cfg=dict(filter_empty_gt=False))) == 16
 
 
 @pytest.mark.fault("COCO JSON")

@@ -1,6 +1,7 @@
 """tools/demo.py writes what the libraries' own functions predict, and names files it cannot use."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from test_hostile_checkpoints import ATTACKS
 
 from crossformer_mm.engine.config import load_config
 from crossformer_mm.models.build import build_model
-from crossformer_mm.visualization.prediction import INFERENCERS
+from crossformer_mm.visualization.prediction import INFERENCERS, build_inferencer
 
 DEMO = ROOT / "tools/demo.py"
 RESIZED = "test_dataloader.dataset.pipeline.1.scale"
@@ -140,6 +141,23 @@ def test_results_are_those_of_the_library_and_bad_files_are_named(
         original = cv2.resize(original, picture.shape[1::-1])
         drawn = np.abs(picture.astype(int) - original).max() > 60
         assert drawn == (task != "detection")  # of which no score is high enough
+
+
+@pytest.mark.fault("demo, visualize, explore")
+def test_a_name_that_is_no_text_ends_nothing(demo, images):
+    (images[0].parent / os.fsdecode(b"0\xff.jpg")).write_bytes(images[0].read_bytes())
+    results = sorted(demo("classification", images[0].parent).glob("*.json"))
+    inputs = [json.loads(result.read_text())["input"] for result in results]
+    assert inputs == [str(images[0]), os.fsdecode(b"%s/0\xff.jpg" % bytes(images[0].parent))]
+
+
+def test_classes_may_be_types_as_in_pure_python_configs():
+    from mmcv.transforms import LoadImageFromFile
+
+    cfg = load_config(str(CONFIG_OF["detection"]), OPTIONS["detection"])
+    cfg.test_dataloader.dataset.pipeline[0].type = LoadImageFromFile
+    inferencer = build_inferencer(cfg, build_model(cfg), {})
+    assert type(inferencer.pipeline.transforms[0]).__name__ == "InferencerLoader"
 
 
 def test_boxes_are_drawn_from_a_score_on(demo, images):

@@ -179,7 +179,7 @@ def exported(tmp_path_factory):
         key = (config, suffix, arguments)
         if key not in done:
             folder = tmp_path_factory.mktemp("exported")
-            cfg, model = toy(config)
+            cfg, model = toy(config, **options)
             torch.save(dict(state_dict=model.state_dict()), folder / "random.pth")
             changed = {**cfg_options(config), **options}
             tool_main(
@@ -236,6 +236,20 @@ def test_a_file_computes_what_the_model_does(exported, config, suffix, arguments
     deviations = compare.compare(expected, compare.split_images(found))
     assert deviations.keys() >= outputs.keys() - {"boxes", "labels", "counts"}
     assert max(deviations.values()) < 1e-3
+
+
+@pytest.mark.slow
+def test_a_model_of_four_channels_takes_them_in_the_order_of_the_files(exported, capsys):
+    four = {"model.backbone.in_channels": 4}
+    mean, std = [100, 110, 120, 130], [50, 60, 70, 80]
+    four |= {"data_preprocessor.mean": mean, "data_preprocessor.std": std}
+    arguments = ("--shape", 64, 64, "--float")
+    file, _ = exported(CLASSIFIER, ".onnx", *arguments, **four)
+    said = capsys.readouterr().out
+    assert "on 3 random images (4 channels): " in said
+    assert said.endswith(f"Wrote {file}, for float32 images (1, 4, 64, 64)\n")
+    with pytest.raises(SystemExit, match="--int8 calibrates on RGB images, not on 4 channels$"):
+        exported(CLASSIFIER, ".onnx", *arguments, "--int8", **four)
 
 
 def test_a_file_says_how_to_use_it(exported):

@@ -130,6 +130,7 @@ def to(value: object, *keys: object) -> Callable:
     return lambda content: entry(*keys)(content, value)
 
 
+OTHER_CLASSES = to(torch.ones(5, 3), "state_dict", "layer.weight")
 MOMENT = ("optimizer", "state", 0, "exp_avg")
 # What is changed in the checkpoint, and in the config, and what is said.
 REFUSED: dict[str, tuple[Callable, dict, str]] = {
@@ -154,6 +155,7 @@ REFUSED: dict[str, tuple[Callable, dict, str]] = {
         dict(optim_wrapper=dict(optimizer=SGD)),
         "its optimizer keeps exp_avg, exp_avg_sq, step, the config's SGD momentum_buffer: resume",
     ),
+    "other classes": (OTHER_CLASSES, {}, "does not fit this model: .*layer.weight"),
     "another shape": (to(torch.ones(3, 2), *MOMENT), {}, r"exp_avg .* \(3, 2\), not \(2, 3\)$"),
     "NaN": (to(torch.ones(2, 3) * math.nan, *MOMENT), {}, "exp_avg .* has NaN or infinity"),
     "no schedules": (entry("param_schedulers"), {}, "holds no state of the schedules"),

@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         except Exception as error:
             failures.append(f"{file}: {one_line(str(error)) or type(error).__name__}")
             continue
-        said = json.dumps(record, ensure_ascii=False).encode()
+        said = json.dumps(record, ensure_ascii=False).encode(errors="backslashreplace")
         drawn = cv2.imencode(".png", mmcv.rgb2bgr(picture))[1]
         with errors_in_one_line(OSError):
             result.parent.mkdir(parents=True, exist_ok=True)

@@ -48,16 +48,22 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def take_images(cfg: Config, shape: tuple[int, int]) -> tuple[np.ndarray, str]:
-    """Images to compare on, and what they are: of the test set, or random where it is missing."""
-    try:
-        images = read_images(cfg, "test_dataloader", shape, COMPARED_IMAGES)
-        return images, f"{len(images)} images of the test set"
-    except OSError:
-        generator = torch.Generator().manual_seed(0)
-        coarse = torch.rand(COMPARED_IMAGES, 3, 8, 8, generator=generator)
-        images = torch.nn.functional.interpolate(coarse, shape, mode="bicubic").clamp(0, 1)
-        return (images * 255).byte().numpy(), f"{COMPARED_IMAGES} random images (no test set)"
+def take_images(cfg: Config, channels: int, shape: tuple[int, int]) -> tuple[np.ndarray, str]:
+    """Images to compare on, and what they are: of the test set, or random.
+
+    They are random where the test set is missing, and where they are not in colour.
+    """
+    reason = f"{channels} channels"
+    if channels == 3:
+        try:
+            images = read_images(cfg, "test_dataloader", shape, COMPARED_IMAGES)
+            return images, f"{len(images)} images of the test set"
+        except OSError:
+            reason = "no test set"
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(COMPARED_IMAGES, channels, 8, 8, generator=generator)
+    images = torch.nn.functional.interpolate(coarse, shape, mode="bicubic").clamp(0, 1)
+    return (images * 255).byte().numpy(), f"{COMPARED_IMAGES} random images ({reason})"
 
 
 def take_calibration(cfg: Config, shape: tuple[int, int], number: int) -> np.ndarray:
@@ -90,22 +96,26 @@ def main(argv: Sequence[str] | None = None) -> None:
             cfg.model.test_cfg = dict(mode="whole")
         model, checkpoint, _ = load_model(cfg, args.checkpoint, torch.device("cpu"))
         whole = whole_model(model, cfg, args.labels, args.paste_masks)
+        channels = model.backbone.in_channels
+        if args.int8 and channels != 3:
+            raise ExportError(f"--int8 calibrates on RGB images, not on {channels} channels")
         calibration = take_calibration(cfg, shape, args.calibration) if args.int8 else None
         dtype = torch.float32 if args.float else torch.uint8
-        blank = torch.zeros(args.batch, 3, *shape, dtype=dtype)
+        blank = torch.zeros(args.batch, channels, *shape, dtype=dtype)
         written = onnx.export(whole, blank, describe(cfg, checkpoint, model, shape))
         if out.suffix == ".xml":
             written = onnx.to_openvino(written)
         if calibration is not None:
             written = quantize(written, calibration, args.batch)
-        images, what = take_images(cfg, shape)
+        images, what = take_images(cfg, channels, shape)
         with onnx.written(written, out) as temporary:
             exported = ExportedModel(temporary)
             allowed = compare.TOLERANCES["int8" if args.int8 else "f32"]
             deviations = compare.check(exported, model, cfg.default_scope, images, allowed)
     found = ", ".join(f"{name} {deviation:.1e}" for name, deviation in deviations.items())
     print(f"Deviation from PyTorch on {what}: {found}")
-    say(f"Wrote {out}, for {np.dtype(exported.dtype).name} RGB images {exported.shape}")
+    kind = f"{np.dtype(exported.dtype).name} {'RGB ' if channels == 3 else ''}images"
+    say(f"Wrote {out}, for {kind} {exported.shape}")
 
 
 if __name__ == "__main__":

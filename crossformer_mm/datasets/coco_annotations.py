@@ -255,7 +255,8 @@ def summarize(api: Any, dataset: BaseDataset) -> str:
         images.update(seen)
         used += bool(seen)
     lines = [f"{dataset.ann_file}: {len(api.imgs)} images, {objects.total()} objects"]
-    if not objects and not dataset.test_mode:
+    may_be_empty = not left_out and not (dataset.filter_cfg or {}).get("filter_empty_gt")
+    if not objects and not dataset.test_mode and not may_be_empty:
         raise DataError(f"{lines[0]} that can be learned; left out: {dict(left_out) or 'none'}")
     if not dataset.test_mode and (dataset.filter_cfg or {}).get("filter_empty_gt"):
         left_out["images without objects"] = len(api.imgs) - used

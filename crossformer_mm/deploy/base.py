@@ -26,8 +26,12 @@ class Preprocess(nn.Module):
         self.divisor = settings.get("pad_size_divisor") or test_cfg.get("size_divisor") or 1
 
     def forward(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W), RGB from 0 to 255 -> normalised float32, padded at the bottom and right."""
-        image = image.float() if self.is_rgb else image.float().flip(1)
+        """(B, C, H, W) from 0 to 255 -> normalised float32, padded at the bottom and right.
+
+        Three channels are RGB, others in the order of the config's pipeline.
+        """
+        is_in_order = self.is_rgb or image.shape[1] != 3
+        image = image.float() if is_in_order else image.float().flip(1)
         height, width = image.shape[-2:]
         padding = (0, -width % self.divisor, 0, -height % self.divisor)
         return F.pad((image - self.mean) / self.std, padding)

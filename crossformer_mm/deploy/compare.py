@@ -40,10 +40,11 @@ def predict(model: nn.Module, scope: str, images: np.ndarray) -> list[dict[str, 
     Args:
         model: Of mmpretrain, mmdet or mmseg, in evaluation mode.
         scope: Which of them.
-        images: (N, 3, H, W) of uint8, in RGB.
+        images: (N, C, H, W) of uint8; three channels are RGB.
     """
     results = []
-    for image in torch.from_numpy(np.ascontiguousarray(images[:, ::-1])):
+    as_read = images[:, ::-1] if images.shape[1] == 3 else images
+    for image in torch.from_numpy(np.ascontiguousarray(as_read)):
         size = tuple(image.shape[1:])
         sample = make_sample(scope, size)
         batch = model.data_preprocessor(dict(inputs=[image], data_samples=[sample]), False)
@@ -155,7 +156,7 @@ def check(
         exported: The file, running.
         model: Of mmpretrain, mmdet or mmseg, in evaluation mode.
         scope: Which of them.
-        images: (N, 3, H, W) of uint8, in RGB; filled up to whole batches by the first.
+        images: (N, C, H, W) of uint8; filled up to whole batches by the first.
         allowed: How far it may be off.
 
     Raises:

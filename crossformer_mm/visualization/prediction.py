@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 from crossformer_mm.datasets.checked_pipeline import check_image_file
-from crossformer_mm.engine.config import find_classes
+from crossformer_mm.engine.config import find_classes, type_name
 
 INFERENCERS = {
     "mmpretrain": "mmpretrain.apis.ImageClassificationInferencer",
@@ -22,11 +22,12 @@ INFERENCERS = {
 
 
 def build_inferencer(cfg: Config, model: nn.Module, checkpoint: Mapping) -> object:
-    """Build the library's inferencer, which changes ``cfg``, and put a model into it.
+    """Build the library's inferencer, and put a model into it.
 
     The checkpoint says how the classes are named, if it does.
     """
     init_default_scope(cfg.default_scope)
+    cfg = Config(_with_type_names(dict(cfg.items())), filename=cfg.filename)
     cfg.visualizer.vis_backends = None
     kind = get_object_from_string(INFERENCERS[cfg.default_scope])
     # With a palette of its own, mmdet's does not build the data set.
@@ -36,6 +37,16 @@ def build_inferencer(cfg: Config, model: nn.Module, checkpoint: Mapping) -> obje
     inferencer.visualizer = inferencer.visualizer or VISUALIZERS.build(cfg.visualizer)
     inferencer.visualizer.dataset_meta = find_classes(cfg, checkpoint, model)
     return inferencer
+
+
+def _with_type_names(value: object) -> object:
+    """Names for the classes that pure Python configs have as types; inferencers look for names."""
+    if isinstance(value, Mapping):
+        named = {key: _with_type_names(each) for key, each in value.items()}
+        return {**named, "type": type_name(value)} if isinstance(value.get("type"), type) else named
+    if isinstance(value, list | tuple):
+        return type(value)(map(_with_type_names, value))
+    return value
 
 
 def predict(inferencer: object, file: Path, color_type: str, score_thr: float) -> tuple:

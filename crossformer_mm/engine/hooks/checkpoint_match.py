@@ -15,7 +15,7 @@ class CheckpointMatchHook(Hook):
     Args:
         all_weights_needed: Whether every weight of the model must come from the checkpoint, as for
             testing. Otherwise half of them must, as for fine-tuning with other classes.
-        resumes: Whether the checkpoint must hold the state of a training too.
+        resumes: Whether the checkpoint must hold all weights, and the state of a training too.
     """
 
     def __init__(self, all_weights_needed: bool, resumes: bool) -> None:
@@ -32,8 +32,11 @@ class CheckpointMatchHook(Hook):
         Raises:
             CheckpointError: If too little fits, or there is no training to go on with.
         """
-        if self.resumes:
-            check_training(runner, checkpoint)
+        if self.resumes and "message_hub" not in checkpoint:
+            raise CheckpointError(
+                "the checkpoint to resume holds weights, but not the state of a training by "
+                "mmengine: start from them with --pretrained or --cfg-options load_from=FILE"
+            )
         model = runner.model
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
@@ -41,8 +44,10 @@ class CheckpointMatchHook(Hook):
         weights = extract_state_dict(checkpoint, "that was loaded")
         matched, problems = compare_weights(weights, own)
         runner.logger.info(f"Checkpoint: {matched} of the model's {len(own)} weights match")
-        needed = len(own) if self.all_weights_needed else len(own) / 2
+        needed = len(own) if self.all_weights_needed or self.resumes else len(own) / 2
         if matched < needed:
             raise CheckpointError(f"the checkpoint does not fit this model: {problems}")
         if problems:
             runner.logger.warning(f"Checkpoint: {problems}")
+        if self.resumes:
+            check_training(runner, checkpoint)

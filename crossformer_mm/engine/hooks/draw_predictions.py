@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from unittest import mock
 
 from mmengine.hooks import Hook
@@ -25,8 +26,11 @@ class DrawPredictionsHook(Hook):
         self.folder = folder
 
     def before_test(self, runner: Runner) -> None:
-        """Find the folder that all images share."""
-        self.root = _shared_folder(runner.test_dataloader.dataset)
+        """Find the folder that all images share, and have the classes named in every process."""
+        dataset = runner.test_dataloader.dataset
+        self.root = _shared_folder(dataset)
+        with _as_first_process():
+            runner.visualizer.dataset_meta = dataset.metainfo
 
     def after_test_iter(
         self, runner: Runner, batch_idx: int, data_batch: Mapping, outputs: Sequence
@@ -39,10 +43,14 @@ class DrawPredictionsHook(Hook):
         for sample in outputs:
             name = os.path.relpath(sample.img_path, self.root)
             image = mmcv.imread(sample.img_path, channel_order="rgb")
-            # Visualizers keep silent but in the first process.
-            with mock.patch("mmengine.dist.utils.is_main_process", lambda *group: True):
+            with _as_first_process():
                 out_file = os.path.join(self.folder, name)
                 draw(name=name, image=image, data_sample=sample, out_file=out_file)
+
+
+def _as_first_process() -> AbstractContextManager:
+    """Within the block, visualizers do what they do in the first process only."""
+    return mock.patch("mmengine.dist.utils.is_main_process", lambda *group: True)
 
 
 def _shared_folder(dataset: Dataset) -> str:

@@ -25,11 +25,6 @@ def check_training(runner: Runner, checkpoint: dict) -> None:
     Raises:
         CheckpointError: If a part of the state is missing, or is of another training.
     """
-    if "message_hub" not in checkpoint:
-        raise CheckpointError(
-            "the checkpoint to resume holds weights, but not the state of a training by "
-            "mmengine: start from them with --pretrained or --cfg-options load_from=FILE"
-        )
     _check_place(runner, checkpoint.get("meta"))
     had_no_step = not checkpoint["meta"]["iter"] or bool(checkpoint.get("gradients"))
     _check_optimizer(runner, checkpoint.get("optimizer"), is_new=had_no_step)
