@@ -28,7 +28,7 @@ class GroupedAttention(nn.Module):
     """Self-attention within groups, with a position bias (CrossFormer, section 3.2).
 
     ``attn_backend`` is one of :data:`ATTN_BACKENDS`, see :func:`choose_backend`; ``position_bias``
-    one of :data:`POSITION_BIASES`, and ``group_size`` the largest side of groups under ``'rpb'``.
+    as in :class:`.CrossFormer`, and ``group_size`` the largest side of groups under ``'rpb'``.
     """
 
     def __init__(
