@@ -11,6 +11,8 @@ html_theme, html_title = "furo", f"crossformer_mm {release}"
 root_doc = "docs/index"
 include_patterns = ["*.md", "docs/*.md", "docs/*.ipynb", "configs/**/README.md"]
 exclude_patterns = ["configs/own"]
+html_show_copyright = False
+html_static_path, html_css_files = ["_static"], ["wide.css"]
 html_additional_pages = {"index": "to_the_index.html"}  # the site's address has no docs/ in it
 templates_path = ["_templates"]
 
@@ -20,6 +22,7 @@ nb_execution_mode = "off"
 myst_heading_anchors = 3  # as GitHub has them
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
+napoleon_use_ivar = True  # attributes as one list
 autodoc_member_order = "bysource"
 nitpicky = True  # of the names in docstrings, but for classes of other libraries
 nitpick_ignore_regex = [("py:(class|exc|obj)", "(?!crossformer_mm).*")]

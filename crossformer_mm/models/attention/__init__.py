@@ -19,6 +19,7 @@ from crossformer_mm.models.grouping import GroupPlan, merge, partition
 from crossformer_mm.models.position_bias import build_position_bias
 
 BACKENDS = {"eager": eager, "sdpa": sdpa, "chunked": chunked, "triton": triton}
+#: What ``attn_backend`` may be.
 ATTN_BACKENDS = ("auto", *BACKENDS)
 # Scores that may be in memory at once where nothing else speaks against the formula as it reads.
 EAGER_SCORES = 2**24
