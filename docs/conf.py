@@ -10,7 +10,7 @@ project, release = "crossformer_mm", __version__
 html_theme, html_title = "furo", f"crossformer_mm {release}"
 root_doc = "docs/index"
 include_patterns = ["*.md", "docs/*.md", "docs/*.ipynb", "configs/**/README.md"]
-exclude_patterns = ["configs/own"]
+exclude_patterns = [".*", "data", "work_dirs", "configs/own", "docs/_build"]
 html_show_copyright = False
 html_static_path, html_css_files = ["_static"], ["wide.css"]
 html_additional_pages = {"index": "to_the_index.html"}  # the site's address has no docs/ in it
@@ -19,6 +19,7 @@ templates_path = ["_templates"]
 # myst_nb is myst_parser that reads notebooks too, with the outputs that they were saved with.
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 nb_execution_mode = "off"
+suppress_warnings = ["misc.highlighting_failure"]  # a notebook's lines for the shell are no Python
 myst_heading_anchors = 3  # as GitHub has them
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
