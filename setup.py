@@ -72,6 +72,10 @@ TESTS = [
     *("playwright>=1.40", "grad-cam>=1.5"),
 ]
 
+# The pages as a site. Sphinx, as MkDocs has had no release since 2024; myst-nb reads Markdown and
+# notebooks; furo is a theme that needs no settings. Not in dev, since no test needs them.
+DOCS = ["sphinx>=8.1", "myst-nb>=1.3", "furo>=2025.9"]
+
 setup(
     name="crossformer_mm",
     version=read_version(),
@@ -87,6 +91,7 @@ setup(
         "openmmlab": family("openmmlab"),
         "export": EXPORT,
         "explore": EXPLORE,
+        "docs": DOCS,
         "dev": [*TESTS, "ruff==0.17.6", "tensorboard", *EXPORT, *EXPLORE],
     },
     cmdclass={"build_py": BuildWithMim},

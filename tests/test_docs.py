@@ -1,7 +1,7 @@
-"""The pages agree with the code: what they name exists, their configs build, and the README's
-commands run, in its order, in a folder as its reader has it, with small data.
+"""The pages agree with the code: what they name exists, their configs build, and the commands of
+two of them run, in their order, in a folder as their reader has it, with small data.
 
-A command of the README that is not run here has its output listed below it.
+A command of these two that is not run here has its output listed below it.
 """
 
 import os
@@ -26,8 +26,11 @@ from test_scripts import make_command
 from crossformer_mm.engine.config import load_config
 from crossformer_mm.models.build import build_model, build_on_meta
 
-README = (ROOT / "README.md").read_text()
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
+TRIED = [ROOT / "README.md", ROOT / "docs/look_inside.md"]
+PAGES = [
+    *(ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"),
+    *sorted(path for glob in ("*", "*/*") for path in (ROOT / "configs").glob(f"{glob}/README.md")),
+]
 # The language of a block, its code, and whether output is listed below it
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```\n(?=(\n```text)?)", re.MULTILINE | re.DOTALL)
 NANO = "detection/mask-rcnn_crossformer-nano_fpn_toy-coco"
@@ -57,7 +60,8 @@ ENGINE = ROOT / "crossformer_mm/engine"
 
 def commands_to_run() -> list[str]:
     """The commands whose output is not listed, made smaller; those of several machines are one."""
-    blocks = [block[1] for block in BLOCK.findall(README) if block[::2] == ("bash", "")]
+    found = [block for page in TRIED for block in BLOCK.findall(page.read_text())]
+    blocks = [block[1] for block in found if block[::2] == ("bash", "")]
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     variables, commands = {}, []
     for line in (" ".join(line.split("#")[0].split()) for line in lines):
@@ -68,7 +72,7 @@ def commands_to_run() -> list[str]:
             for large, small in SMALLER.items():
                 line = line.replace(large, small)
             commands.append(f"{commands.pop()} & {line} && wait $!" if "RANK=1" in line else line)
-    return commands
+    return list(dict.fromkeys(commands))
 
 
 def write_config(path: Path, name: str) -> None:
@@ -117,7 +121,7 @@ def results_of(command: str) -> list[Path]:
 
 
 @pytest.mark.parametrize("command", commands_to_run())
-def test_a_command_of_the_readme_runs(command, readers_folder, monkeypatch, run_tool):
+def test_a_command_of_a_page_runs(command, readers_folder, monkeypatch, run_tool):
     monkeypatch.chdir(readers_folder)
     for result in results_of(command):
         result.unlink(missing_ok=True)
@@ -141,9 +145,11 @@ def test_a_command_of_the_readme_runs(command, readers_folder, monkeypatch, run_
         assert any(result.iterdir()) if result.is_dir() else result.is_file(), result
 
 
-def test_every_command_of_the_readme_is_in_a_block():
+@pytest.mark.parametrize("page", TRIED, ids=lambda page: page.stem)
+def test_every_command_that_is_tried_is_in_a_block(page):
     # Within a sentence it would neither be run nor have its output listed.
-    assert not re.findall(r"`[^`\n]*(?:python|bash) [^`\n]*`", BLOCK.sub("", README))
+    text = BLOCK.sub("", page.read_text())
+    assert not re.findall(r"`[^`\n]*(?:python|bash) [^`\n]*`", text)
 
 
 CONFIG_BLOCKS = [

@@ -21,7 +21,7 @@ from crossformer_mm.engine.hooks.loss_check import InvalidLossError, LossCheckHo
 
 TRAIN, TEST = ROOT / "tools/train.py", ROOT / "tools/test.py"
 MASK_RCNN = CONFIGS / "detection/mask-rcnn_crossformer-nano_fpn_toy-coco.py"
-PAGE = (ROOT / "docs/training.md").read_text()
+PAGES = [(ROOT / f"docs/{name}.md").read_text() for name in ("training", "reliability")]
 
 
 WITHOUT_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="said without a GPU")
@@ -166,8 +166,8 @@ def test_metrics_are_chosen_where_the_config_has_classes_for_types():
 
 
 def documented_options() -> list[tuple[str, str]]:
-    """Of docs/training.md, the sections that show config lines and a command line for the same."""
-    sections = re.findall(r"^## .*?\n(.*?)(?=^## |\Z)", PAGE, re.M | re.S)
+    """The sections of two pages that show config lines and a command line for the same."""
+    sections = re.findall(r"^## .*?\n(.*?)(?=^## |\Z)", "".join(PAGES), re.M | re.S)
     blocks = [dict(re.findall(r"```(bash|python)\n(.*?)```", text, re.S)) for text in sections]
     return [(found["python"], found["bash"]) for found in blocks if len(found) == 2]
 

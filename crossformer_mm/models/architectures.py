@@ -63,7 +63,7 @@ def resolve_architecture(
     """Look up or check an architecture; arguments that are not None replace its own values.
 
     Args:
-        arch: A name of :data:`ARCH_ZOO` or :data:`SHORT_NAMES`, or a mapping with the fields of
+        arch: A name such as ``'small'`` or ``'s'``, or a mapping with the fields of
             :class:`Architecture`; the last two of them may be left out.
         group_size: One number, one per stage, or for a stage one per block.
         interval: As ``group_size``.

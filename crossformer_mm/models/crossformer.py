@@ -95,14 +95,16 @@ class CrossFormer(BaseModule):
     Args:
         arch: ``'tiny'``, ``'small'``, ``'base'``, ``'large'``, ``'pp-small'``, ``'pp-base'``,
             ``'pp-large'`` or ``'pp-huge'``, their short forms (``'s'``, ``'pp-s'``, ...), or a
-            dict, see :func:`resolve_architecture`.
+            dict, see :func:`.resolve_architecture`.
         group_size: Tokens along a side of a group: one number, one per stage, or for a stage a
             sequence with one per block. None: the architecture's own.
         interval: Distance between the tokens of a long distance group, in the same forms.
         lda_mode: How long distance attention makes groups on maps of any size:
             ``'fixed_interval'`` (the published dense checkpoints; cost grows with the square of
             the area), ``'fixed_group'`` (CrossFormer++ classification; linear) or
-            ``'adaptive_interval'`` (linear; ``interval`` is chosen from the map's size).
+            ``'adaptive_interval'`` (linear, with a view of the whole map in each group;
+            ``interval`` is chosen from the map's size). At 224 x 224 with groups of 7 all are the
+            same. A model keeps the rule that it was trained with.
         position_bias: ``'dpb'`` (dynamic position bias), ``'dpb-residual'`` (with residuals in its
             MLP), ``'rpb'`` (a learned table, for groups of up to ``group_size``), ``'ape'`` (an
             absolute position embedding instead) or ``'none'`` (CrossFormer, table 6).
@@ -121,7 +123,7 @@ class CrossFormer(BaseModule):
             layers after them. -1: none.
         with_cp: Recompute each block in the backward pass to save memory.
         attn_backend: ``'auto'``, ``'eager'``, ``'sdpa'``, ``'chunked'`` or ``'triton'``; see
-            :func:`choose_backend`. All give the same result.
+            :func:`.choose_backend`. All give the same result.
         init_cfg: ``dict(type='Pretrained', checkpoint=FILE)`` loads a checkpoint that must fit;
             see :func:`crossformer_mm.models.state_dict.load_backbone`.
 

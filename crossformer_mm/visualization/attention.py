@@ -18,6 +18,7 @@ from crossformer_mm.models.grouping import (
 )
 
 Token = tuple[int, int]  # row and column on a stage's map
+#: SDA, and LDA under each of its modes.
 RULES = ("SDA", *(f"LDA {mode}" for mode in LDA_MODES))
 
 

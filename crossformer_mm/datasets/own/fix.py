@@ -21,7 +21,8 @@ from crossformer_mm.utils.errors import one_line
 def copy_fixed(dataset: OwnDataset, out: Path) -> list[str]:
     """Write COCO JSON, images and label maps, or a folder per class; return a line per change.
 
-    DataSetError: ``out`` is there already or lies in the data set, or nothing would be left.
+    Raises:
+        DataSetError: If ``out`` is there already or lies in the data set, or nothing would be left.
     """
     out = Path(out).absolute()
     if os.path.lexists(out) or dataset.root.resolve() in out.resolve().parents:

@@ -19,7 +19,8 @@ _LOOKED_FOR = (
 def read_dataset(root: Path) -> OwnDataset:
     """Read a data set of any known format.
 
-    DataSetError: the folder has none, or a file that is not what it must be.
+    Raises:
+        DataSetError: If the folder has none, or a file that is not what it must be.
     """
     root = Path(root)
     if not root.is_dir():

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+#: What a data set may be for.
 TASKS = ("detection", "segmentation", "classification")
 
 

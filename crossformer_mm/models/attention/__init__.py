@@ -19,6 +19,7 @@ from crossformer_mm.models.grouping import GroupPlan, merge, partition
 from crossformer_mm.models.position_bias import build_position_bias
 
 BACKENDS = {"eager": eager, "sdpa": sdpa, "chunked": chunked, "triton": triton}
+#: What ``attn_backend`` may be.
 ATTN_BACKENDS = ("auto", *BACKENDS)
 # Scores that may be in memory at once where nothing else speaks against the formula as it reads.
 EAGER_SCORES = 2**24
@@ -28,7 +29,7 @@ class GroupedAttention(nn.Module):
     """Self-attention within groups, with a position bias (CrossFormer, section 3.2).
 
     ``attn_backend`` is one of :data:`ATTN_BACKENDS`, see :func:`choose_backend`; ``position_bias``
-    one of :data:`POSITION_BIASES`, and ``group_size`` the largest side of groups under ``'rpb'``.
+    as in :class:`.CrossFormer`, and ``group_size`` the largest side of groups under ``'rpb'``.
     """
 
     def __init__(
