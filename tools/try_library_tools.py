@@ -25,7 +25,7 @@ from crossformer_mm.utils.errors import one_line
 ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = ("library", "tool", "needs besides", "as it ships", "after a line of Python")
 MEMORY = 16 * 2**20  # KiB that each may fill: one asks for 26 GB
-ERROR = re.compile(r"^(?:\w+\.)*\w*Error\b.*", re.MULTILINE)
+ERROR = re.compile(r"^(?:\w+\.)*\w*[Ee]rror\b.*", re.MULTILINE)
 RUN = (
     "import runpy, sys; sys.argv = sys.argv[1:]; sys.path[0] = sys.argv[0].rpartition('/')[0]; "
     "runpy.run_path(sys.argv[0], run_name='__main__')"
@@ -85,6 +85,10 @@ SHAPE_BIAS = "--csv-dir predicted/csv --result-dir out --model-names crossformer
 TSNE = "{config} --checkpoint {checkpoint} --work-dir out --max-num-class 1000 --perplexity 5"
 ERRORS = "predicted/coco.bbox.json out --ann data/toy_coco/annotations/instances_val2017.json"
 FIGURE = "import matplotlib.pyplot as p; f = p.subplots; p.subplots = lambda **_: f(figsize={})"
+CONTIGUOUS = (
+    "import cv2, numpy as n; f = cv2.rectangle; "
+    "cv2.rectangle = lambda a, *more: f(n.ascontiguousarray(a), *more)"
+)
 UNSAFE = "import os; os.environ['TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'] = '1'"
 # fmt: off
 TOOLS = tuple(LibraryTool(*row) for row in (
@@ -106,7 +110,7 @@ TOOLS = tuple(LibraryTool(*row) for row in (
     ("mmdet", "analysis_tools/get_flops.py", "{config} --num-images 2", FLOPS),
     ("mmdet", "analysis_tools/coco_error_analysis.py", ERRORS,
      "left bbox/bbox-allclass-allarea.png"),
-    ("mmseg", "analysis_tools/browse_dataset.py", BROWSE, r"left ADE_\w+\.jpg"),
+    ("mmseg", "analysis_tools/browse_dataset.py", BROWSE, r"left ADE_\w+\.jpg", "", CONTIGUOUS),
     ("mmseg", "analysis_tools/benchmark.py", "{config} {checkpoint} --work-dir out",
      r"Average fps of 1 evaluations: [\d.]+[\s\S]*left fps_\w+\.json"),
     ("mmseg", "analysis_tools/confusion_matrix.py", "{config} predicted/labels out",
