@@ -17,7 +17,7 @@ from test_docs import check_what_is_named
 
 TUTORIAL = ROOT / "docs/tutorial.ipynb"
 SECONDS = 360  # on two cores with nothing else to do
-LEAST_AP = 0.2  # below that after a third of the training
+LEAST_AP = 0.3  # after a third of the training it is 0.17
 MOST_BYTES = 1_000_000
 BOX = re.compile(r"^([a-z ]+) (\d\.\d\d) at \[(.*)\]", re.MULTILINE)
 ABSOLUTE = re.compile(r"(?<![\w.])/(home|root|tmp|work|Users|opt|mnt)/")
@@ -30,10 +30,11 @@ def code_cells(notebook: NotebookNode) -> Iterator[NotebookNode]:
             yield cell
 
 
-def printed(notebook: NotebookNode, command: str) -> str:
-    """What the one cell with a command printed."""
-    (cell,) = (cell for cell in code_cells(notebook) if command in f"{cell.source}\n")
-    return "".join(output.text for output in cell.outputs if output.output_type == "stream")
+def printed(notebook: NotebookNode, command: str = "") -> str:
+    """What the cells printed, or the one with a command."""
+    cells = [cell for cell in code_cells(notebook) if command in f"{cell.source}\n"]
+    assert len(cells) == 1 or not command
+    return "".join(output.get("text", "") for cell in cells for output in cell.outputs)
 
 
 def count_pictures(notebook: NotebookNode) -> list[int]:
@@ -55,8 +56,10 @@ def check_outputs(notebook: NotebookNode) -> None:
     assert "error" not in {output.output_type for cell in cells for output in cell.outputs}
     assert "errors: 2" in printed(notebook, "new_dataset.py data/tutorial\n")
     assert "changes: 2" in printed(notebook, "--copy-fixed")
+    *_, trained = re.findall(r"bbox_mAP: (\S+)", printed(notebook, "tools/train.py"))
     overall = r"\(AP\) @\[ IoU=0.50:0.95 \| area= +all \|.*= (\S+)"
-    assert float(re.search(overall, printed(notebook, "tools/test.py"))[1]) > LEAST_AP
+    tested = re.search(overall, printed(notebook, "tools/test.py"))[1]
+    assert float(tested) >= float(trained) > LEAST_AP  # the best checkpoint, and the last
     exported = printed(notebook, "examples/run_exported.py")
     found = boxes(printed(notebook, "tools/demo.py"))
     assert found
@@ -75,9 +78,9 @@ def test_what_is_kept_is_of_a_whole_run_and_what_is_named_exists():
     notebook = nbformat.read(TUTORIAL, as_version=4)
     nbformat.validate(notebook)
     check_outputs(notebook)
-    assert sum(count_pictures(notebook)) >= 8
+    assert sum(count_pictures(notebook)) >= 7
     assert TUTORIAL.stat().st_size < MOST_BYTES
-    text = "".join(printed(notebook, cell.source) for cell in code_cells(notebook))
+    text = printed(notebook)
     assert not ABSOLUTE.search(text) and not re.search("Traceback|Warning", text)
     check_what_is_named("\n\n".join(cell.source for cell in notebook.cells), TUTORIAL.parent)
 
