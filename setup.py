@@ -66,10 +66,12 @@ EXPORT = [
 # The page of tools/explore.py. gradio asks for a pillow below 13 itself, and takes any pandas; 3.1
 # would bring numpy 2, which PyTorch 2.1 does not take.
 EXPLORE = ["gradio>=6", "pandas<3"]
-# playwright drives Chromium in the page's tests; mmpretrain's vis_cam.py draws with grad-cam.
+# playwright drives Chromium in the page's tests; mmpretrain's vis_cam.py draws with grad-cam;
+# nbclient runs the tutorial, in a process of ipykernel.
 TESTS = [
     *("pytest>=7.3", "pytest-xdist>=3", "hypothesis>=6.80"),
     *("playwright>=1.40", "grad-cam>=1.5"),
+    *("nbclient>=0.8", "ipykernel>=6.20"),
 ]
 
 # The pages as a site. Sphinx, as MkDocs has had no release since 2024; myst-nb reads Markdown and

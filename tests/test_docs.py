@@ -173,9 +173,9 @@ def test_a_config_on_a_page_builds(code, tmp_path):
     assert "CrossFormer" in {type(module).__name__ for module in modules}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_what_a_page_names_exists(page):
-    text = page.read_text().replace("\\\n", " ")
+def check_what_is_named(text: str, folder: Path) -> None:
+    """The tools, options, configs and linked files that a text in a folder names exist."""
+    text = text.replace("\\\n", " ")
     for command, tool in re.findall(r"((?:python|bash) (tools/\S+|\.ci/run)[^#`\n]*)", text):
         source = "".join(
             file.read_text()
@@ -191,4 +191,9 @@ def test_what_a_page_names_exists(page):
     for config in re.findall(r"configs/\w+/[\w+-]+\.py", text):
         assert (ROOT / config).is_file(), config
     for link in re.findall(r"\]\((?!https?://|#)([^)#]+)", text):
-        assert (page.parent / link).exists(), link
+        assert (folder / link).exists(), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_what_a_page_names_exists(page):
+    check_what_is_named(page.read_text(), page.parent)
