@@ -87,7 +87,7 @@ setup(
         "openmmlab": family("openmmlab"),
         "export": EXPORT,
         "explore": EXPLORE,
-        "dev": [*TESTS, "ruff==0.17.6", "tensorboard", *EXPORT, *EXPLORE],
+        "dev": [*TESTS, "ruff==0.17.6", "mypy==2.4.1", "tensorboard", *EXPORT, *EXPLORE],
     },
     cmdclass={"build_py": BuildWithMim},
 )

@@ -35,8 +35,8 @@ if sys.argv[1]:
 has_project() {
     (cd / && "$1" -c '
 import sys
-import hypothesis, onnxruntime, onnxscript, playwright, pytest, pytorch_grad_cam, ruff, safetensors
-import tensorboard, xdist
+import hypothesis, mypy, onnxruntime, onnxscript, playwright, pytest, pytorch_grad_cam, ruff
+import safetensors, tensorboard, xdist
 from importlib.metadata import version
 import crossformer_mm
 version("gradio")  # which takes seconds to import
