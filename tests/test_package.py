@@ -1,12 +1,16 @@
 """Importing: registration, the checks of what is installed, and what comes along."""
 
 import json
+import re
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
 import yaml
 from conftest import ROOT
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 from crossformer_mm import __version__
 
@@ -105,3 +109,34 @@ def test_a_wheel_carries_configs_tools_and_index(tmp_path):
     assert (mim / "model-index.yml").read_text() == (ROOT / "model-index.yml").read_text()
     code = "from crossformer_mm.utils import index\nprint(index.find_index_root())"
     assert run_python(code, tmp_path) == str(mim)
+
+
+ROWS = re.findall(
+    r"^\| (\S+) \| [^|]+ \| (\d\S*) \| (\d\S*) \| ([^|]+) \|$",
+    (ROOT / "docs/dependencies.md").read_text(),
+    re.MULTILINE,
+)
+
+
+def test_every_requirement_is_in_the_table_of_dependencies():
+    names = [name for name, *_ in ROWS]
+    assert len(names) == len({*names})
+    for requirement in map(Requirement, metadata.requires("crossformer_mm")):
+        (row,) = [row for row in ROWS if row[0] == requirement.name]
+        lowest, highest = map(Version, row[1:3])
+        assert lowest <= highest, row
+        assert any(version in requirement.specifier for version in (lowest, highest)), row
+
+
+@pytest.mark.parametrize("name", [name for name, *_ in ROWS])
+def test_a_licence_is_what_the_package_declares(name):
+    try:
+        declared = metadata.metadata(name)
+    except metadata.PackageNotFoundError:
+        pytest.skip("not installed here")
+    fields = ("License-Expression", "License", "Classifier")
+    texts = [text for field in fields for text in declared.get_all(field) or ()]
+    licence = next(row[3] for row in ROWS if row[0] == name)
+    short = re.split(r"[- ]", licence)[0]
+    told = {"PSF": "PSF|Python Software Foundation", "Apache": "Apache"}.get(short, short)
+    assert any(re.search(told, text) for text in texts), texts
