@@ -71,7 +71,7 @@ def family(name: str) -> list[str]:
 
 # What tools/export.py writes and checks files with: ONNX, OpenVINO, and quantised by NNCF.
 EXPORT = [
-    *("onnx>=1.18", "onnxruntime>=1.20", "onnxscript>=0.6.2"),
+    *("onnx>=1.18", "onnxruntime>=1.20", "onnxscript>=0.7.2"),
     *("openvino>=2025.0", "nncf>=2.16"),
 ]
 
