@@ -1,5 +1,6 @@
 """Packaging; see README.md for how to install."""
 
+import re
 import shutil
 from pathlib import Path
 from runpy import run_path
@@ -10,6 +11,11 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).parent
 # What OpenMMLab's package manager, mim, looks for below PACKAGE/.mim
 MIM_CONTENTS = ("configs", "tools", "model-index.yml")
+# Not in the wheel: caches, users' own configs, and what works in a checkout only
+LEFT_OUT = (
+    *("__pycache__", "own", "install_stack.py", "quickstart.sh", "run_tests.sh", "setup_env.sh"),
+    *("stack_versions.py", "update_model_zoo.py"),
+)
 
 
 class BuildWithMim(build_py):
@@ -33,7 +39,7 @@ class BuildWithMim(build_py):
         folder.mkdir(parents=True)
         for name in MIM_CONTENTS:
             if (ROOT / name).is_dir():
-                ignored = shutil.ignore_patterns("__pycache__", "own")  # own: users' configs
+                ignored = shutil.ignore_patterns(*LEFT_OUT)
                 shutil.copytree(ROOT / name, folder / name, ignore=ignored)
             else:
                 shutil.copy2(ROOT / name, folder / name)
@@ -44,6 +50,12 @@ def read_version() -> str:
     names = {}
     exec((ROOT / "crossformer_mm" / "version.py").read_text(), names)
     return names["__version__"]
+
+
+def read_description() -> str:
+    """The README without its pictures and links to files, which a package index does not have."""
+    text = re.sub(r"^!\[.*?\]\(docs/.*?\)\n", "", (ROOT / "README.md").read_text(), flags=re.M)
+    return re.sub(r"\[([^]]+)\]\((?!https?://)[^)]+\)", r"\1", text)
 
 
 # Two families of packages have the same modules: neither may be a hard requirement.
@@ -59,7 +71,7 @@ def family(name: str) -> list[str]:
 
 # What tools/export.py writes and checks files with: ONNX, OpenVINO, and quantised by NNCF.
 EXPORT = [
-    *("onnx>=1.18", "onnxruntime>=1.20", "onnxscript>=0.5"),
+    *("onnx>=1.18", "onnxruntime>=1.20", "onnxscript>=0.7.2"),
     *("openvino>=2025.0", "nncf>=2.16"),
 ]
 
@@ -82,10 +94,17 @@ setup(
     name="crossformer_mm",
     version=read_version(),
     description="CrossFormer and CrossFormer++ for mmpretrain, mmdet and mmseg",
-    long_description=(ROOT / "README.md").read_text(),
+    long_description=read_description(),
     long_description_content_type="text/markdown",
+    author="The crossformer_mm contributors",
     license="Apache-2.0",
+    classifiers=[
+        "Topic :: Scientific/Engineering :: Image Recognition",
+        "Operating System :: POSIX :: Linux",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in (10, 11, 12)),
+    ],
     packages=find_packages(include=["crossformer_mm", "crossformer_mm.*"]),
+    package_data={"crossformer_mm": ["py.typed"]},
     python_requires=">=3.10,<3.13",
     install_requires=["torch>=2.1", "numpy", "safetensors>=0.4", "defusedxml>=0.7"],
     extras_require={
@@ -94,7 +113,8 @@ setup(
         "export": EXPORT,
         "explore": EXPLORE,
         "docs": DOCS,
-        "dev": [*TESTS, "ruff==0.17.6", "tensorboard", *EXPORT, *EXPLORE],
+        "release": ["build>=1.2", "twine>=6", "cffconvert>=2"],
+        "dev": [*TESTS, "ruff==0.17.6", "mypy==2.4.1", "tensorboard", *EXPORT, *EXPLORE],
     },
     cmdclass={"build_py": BuildWithMim},
 )

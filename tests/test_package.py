@@ -1,11 +1,18 @@
 """Importing: registration, the checks of what is installed, and what comes along."""
 
 import json
+import re
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
+import yaml
 from conftest import ROOT
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from crossformer_mm import __version__
 
 pytestmark = pytest.mark.families
 
@@ -76,6 +83,18 @@ def test_an_old_library_is_named(tmp_path, module, old):
     assert f"needs {module} " in said and f"but {old} is installed" in said
 
 
+# Users' configs, and what works in a checkout only
+LEFT_OUT = (
+    *("__pycache__", "own", "install_stack.py", "quickstart.sh", "run_tests.sh", "setup_env.sh"),
+    *("stack_versions.py", "update_model_zoo.py"),
+)
+
+
+def test_the_version_is_the_same_everywhere():
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == __version__
+    assert f"\n## {__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
 def test_a_wheel_carries_configs_tools_and_index(tmp_path):
     subprocess.run(
         [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(tmp_path)],
@@ -89,7 +108,38 @@ def test_a_wheel_carries_configs_tools_and_index(tmp_path):
             {p.relative_to(root) for p in (root / name).rglob("*") if p.is_file()}
             for root in (mim, ROOT)
         )
-        assert shipped and shipped == {p for p in source if "__pycache__" not in p.parts}
+        assert shipped and shipped == {p for p in source if not {*p.parts} & {*LEFT_OUT}}
     assert (mim / "model-index.yml").read_text() == (ROOT / "model-index.yml").read_text()
     code = "from crossformer_mm.utils import index\nprint(index.find_index_root())"
     assert run_python(code, tmp_path) == str(mim)
+
+
+ROWS = re.findall(
+    r"^\| (\S+) \| [^|]+ \| (\d\S*) \| (\d\S*) \| ([^|]+) \|$",
+    (ROOT / "docs/dependencies.md").read_text(),
+    re.MULTILINE,
+)
+
+
+def test_every_requirement_is_in_the_table_of_dependencies():
+    names = [name for name, *_ in ROWS]
+    assert len(names) == len({*names})
+    for requirement in map(Requirement, metadata.requires("crossformer_mm")):
+        (row,) = [row for row in ROWS if row[0] == requirement.name]
+        lowest, highest = map(Version, row[1:3])
+        assert lowest <= highest, row
+        assert any(version in requirement.specifier for version in (lowest, highest)), row
+
+
+@pytest.mark.parametrize("name", [name for name, *_ in ROWS])
+def test_a_licence_is_what_the_package_declares(name):
+    try:
+        declared = metadata.metadata(name)
+    except metadata.PackageNotFoundError:
+        pytest.skip("not installed here")
+    fields = ("License-Expression", "License", "Classifier")
+    texts = [text for field in fields for text in declared.get_all(field) or ()]
+    licence = next(row[3] for row in ROWS if row[0] == name)
+    short = re.split(r"[- ]", licence)[0]
+    told = {"PSF": "PSF|Python Software Foundation", "Apache": "Apache"}.get(short, short)
+    assert any(re.search(told, text) for text in texts), texts

@@ -35,7 +35,7 @@ if sys.argv[1]:
 has_project() {
     (cd / && "$1" -c '
 import sys
-import hypothesis, ipykernel, nbclient, onnxruntime, onnxscript, playwright, pytest
+import hypothesis, ipykernel, mypy, nbclient, onnxruntime, onnxscript, playwright, pytest
 import pytorch_grad_cam, ruff, safetensors, tensorboard, xdist
 from importlib.metadata import version
 import crossformer_mm

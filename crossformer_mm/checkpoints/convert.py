@@ -200,7 +200,8 @@ def _write_checkpoint(path: Path, weights: dict[str, Tensor], meta: dict) -> Non
                 torch.save({"meta": meta, "state_dict": weights}, file)
     except Exception as error:
         # The system's number is in the text of safetensors, or in an error below torch's.
-        number = re.search(r"(?:os error|Errno) (\d+)", "".join(traceback.format_exception(error)))
+        texts = "".join(traceback.format_exception(error))
+        number = re.search(r"(?:os error|Errno|code:) (\d+)", texts)
         reason = os.strerror(int(number[1])) if number else str(error).partition("\n")[0]
         raise CheckpointError(f"{path} cannot be written: {one_line(reason)}") from error
 

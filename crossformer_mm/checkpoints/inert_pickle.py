@@ -9,6 +9,7 @@ import pickle
 import pickletools
 from collections.abc import Callable, Collection
 from io import BytesIO
+from typing import Any
 
 from crossformer_mm.utils.errors import (
     CheckpointError,
@@ -41,7 +42,7 @@ class Node:
 
     __slots__ = ("args", "items", "name", "state")
 
-    def __init__(self, name: str, args: object = ()) -> None:
+    def __init__(self, name: str, args: Any = ()) -> None:
         self.name, self.args = name, args  # "dict", "storage", or what would be called
         # Pairs of a dict, or of what a set has and None; keys are not hashed.
         self.items: list[tuple[object, object]] = []
@@ -77,14 +78,15 @@ class _Instructions(dict):
         return super().__getitem__(code)
 
     def __missing__(self, code: int) -> Callable:
-        known = pickletools.code2op.get(chr(code))
-        if known is None:
+        known = [each.name for each in pickletools.opcodes if each.code == chr(code)]
+        if not known:
             raise pickle.UnpicklingError(f"byte {code} is no pickle instruction")
-        raise UnsafeCheckpointError(f"it has the pickle instruction {known.name}")
+        raise UnsafeCheckpointError(f"it has the pickle instruction {known[0]}")
 
 
 class _InertUnpickler(pickle._Unpickler):
     names: Collection[str]
+    stack: list
 
     def find_class(self, module: str, name: str) -> Name:
         # Python 2 and numpy 1 have other names for the same.
@@ -138,6 +140,7 @@ def read_pickle(data: bytes, names: Collection[str], limit: int) -> object:
     """
     unpickler = _InertUnpickler(BytesIO(data))
     unpickler.names = names
-    unpickler.dispatch = _Instructions(_InertUnpickler.dispatch)
-    unpickler.dispatch.left = limit
+    instructions = _Instructions(_InertUnpickler.dispatch)
+    instructions.left = limit
+    unpickler.dispatch = instructions  # type: ignore[misc]  # they count for this file alone
     return unpickler.load()

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import torch
@@ -80,7 +81,7 @@ def use_safe_loader() -> None:
 
 
 # mmengine logs what follows "load_from_" in the name.
-def load_from_safe(filename: str, map_location: str | torch.device | None = None) -> object:
+def load_from_safe(filename: str, map_location: str | torch.device | None = None) -> Any:
     """Load a checkpoint for mmengine.
 
     Args:
@@ -120,7 +121,8 @@ def load_from_safe(filename: str, map_location: str | torch.device | None = None
 def _marked(weights: Mapping, source: Mapping) -> OrderedDict:
     """Weights with the metadata of where they are from, marked as :class:`_StrictMetadata`."""
     marked = OrderedDict(weights)
-    marked._metadata = _StrictMetadata(getattr(source, "_metadata", {}))
+    metadata = _StrictMetadata(getattr(source, "_metadata", {}))
+    marked._metadata = metadata  # type: ignore[attr-defined]  # as Module.state_dict() does
     return marked
 
 
@@ -196,7 +198,7 @@ def _drop_programs(checkpoint: dict, filename: str) -> None:
             _warn(f"{filename}: {said}; it is left out")
 
 
-def is_plain(text: object) -> bool:
+def is_plain(text: Any) -> bool:
     """Whether a config's text only assigns numbers, strings, and what holds them, to names."""
     try:
         statements = ast.parse(text).body

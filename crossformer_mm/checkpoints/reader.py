@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 
@@ -35,7 +35,7 @@ MIN_INSTRUCTIONS = 2**18
 MAX_DESCRIPTOR = 24  # bytes between two records of a zip file
 
 
-def load_file(filename: str | Path, map_location: str | torch.device | None = "cpu") -> object:
+def load_file(filename: str | Path, map_location: str | torch.device | None = "cpu") -> Any:
     """Load a checkpoint: ``.pth`` as PyTorch writes it since 1.6, or safetensors.
 
     The format is recognised by content. A safetensors file gives ``{'state_dict', 'meta'}``.
@@ -130,6 +130,7 @@ def _check_places(archive: zipfile.ZipFile) -> None:
 
     Otherwise it may hold others, which other programs find first.
     """
+    assert archive.fp  # it is open
     end = 0
     for record in sorted(archive.infolist(), key=lambda record: record.header_offset):
         gap = record.header_offset - end

@@ -8,7 +8,7 @@ anything is made of them, and whatever would be far larger than the file is refu
 import math
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -66,7 +66,7 @@ class ValueBuilder:
             raise UnsafeCheckpointError(f"it holds {describe_node(node)} as a value")
         return value
 
-    def _argument(self, node: object) -> object:
+    def _argument(self, node: Any) -> object:
         """The value of a node, or a name or storage."""
         if type(node) is Name:
             return DTYPES.get(node, node)
@@ -98,7 +98,7 @@ class ValueBuilder:
         if node.name not in FUNCTIONS:
             raise UnsafeCheckpointError(f"it calls {node.name}")
         function, *kinds = FUNCTIONS[node.name]
-        more = {}
+        more: dict[str, object] = {}
         try:
             args = list(map(self._argument, node.args))
             if node.items:
@@ -126,7 +126,13 @@ class ValueBuilder:
         )
 
     def _tensor(
-        self, storage: _Storage, offset: int, size: tuple, stride: tuple, grad: bool = False, *_
+        self,
+        storage: _Storage,
+        offset: int,
+        size: tuple,
+        stride: tuple,
+        grad: bool = False,
+        *_: object,
     ) -> Tensor:
         """``grad`` says whether it requires a gradient; its hooks are left out."""
         if not len(size) == len(stride) <= 64 or not all(
@@ -142,9 +148,9 @@ class ValueBuilder:
         return found.requires_grad_(grad)
 
 
-def _dict(_: ValueBuilder, items: Iterable = (), state: object = None, kind: type = dict) -> dict:
+def _dict(_: ValueBuilder, items: Iterable = (), state: object = None) -> dict:
     """A dict; its keys are plain, or tuples of plain ones: others may hash for ever."""
-    found = kind()
+    found = {}
     for key, value in items:
         for part in key if type(key) is tuple else (key,):
             # Equal hashes for very different integers would make a dict as slow as a list.
@@ -157,7 +163,7 @@ def _dict(_: ValueBuilder, items: Iterable = (), state: object = None, kind: typ
 def _ordered_dict(
     builder: ValueBuilder, pairs: Iterable = (), items: Iterable = (), state: object = None
 ) -> OrderedDict:
-    found = _dict(builder, [*pairs, *items], kind=OrderedDict)
+    found = OrderedDict(_dict(builder, [*pairs, *items]))
     match state:
         case None:
             pass
@@ -166,7 +172,7 @@ def _ordered_dict(
             isinstance(entry, dict) and type(entry.get("version")) in (int, type(None))
             for entry in versions.values()
         ):
-            found._metadata = versions
+            found._metadata = versions  # type: ignore[attr-defined]  # which it has then
         case _:
             raise UnsafeCheckpointError("it sets attributes of an OrderedDict")
     return found
@@ -190,8 +196,8 @@ def _array_dtype(_: ValueBuilder, code: str, *flags: object, state: object = Non
 def _array(_: ValueBuilder, *ignored: object, state: object = None) -> np.ndarray:
     match state:
         case (_, tuple(shape), np.dtype() as dtype, is_fortran, bytes(content)):
-            order = "F" if is_fortran is True else "C"
-            return np.frombuffer(content, dtype).reshape(shape, order=order).copy()
+            flat = np.frombuffer(content, dtype)
+            return flat.reshape(shape, order="F" if is_fortran is True else "C").copy()
     raise UnsafeCheckpointError("it has an array without plain content")
 
 

@@ -85,7 +85,7 @@ def complete_annotations(content: dict, file: str, with_masks: bool = False) -> 
                     raise DataError(f"{file}: the entry {entry.get('id')} of {kind} has no {key!r}")
     check_numbers(content, file)
     content.setdefault("info", {})
-    defaulted = Counter()
+    defaulted = Counter[str]()
     for annotation in content.get("annotations", ()):
         if "area" not in annotation:
             annotation["area"] = annotation["bbox"][2] * annotation["bbox"][3]
@@ -128,7 +128,7 @@ def check_numbers(content: Mapping, file: str) -> None:
         print_log(f"{file}: {lost} annotations are of images that it has not", "current", WARNING)
 
 
-def _are_pixels(values: object, least: int, most: float = math.inf) -> bool:
+def _are_pixels(values: Any, least: int, most: float = math.inf) -> bool:
     """Whether values are numbers that lie in an image or near one; NaN does not."""
     try:
         return least <= len(values) <= most and all(-FAR < value < FAR for value in values)
@@ -156,7 +156,8 @@ def read_run_lengths(text: str) -> list[int]:
     Five bits a letter, the lowest first; a sixth says that more follow. From the fourth number on,
     each is the difference from the last but one.
     """
-    counts, value, shift = [], 0, 0
+    counts: list[int] = []
+    value = shift = 0
     for letter in text:
         bits = ord(letter) - 48
         value |= (bits & 31) << shift
@@ -239,13 +240,13 @@ def summarize(api: Any, dataset: BaseDataset) -> str:
     """
     names = {category["id"]: category["name"] for category in api.dataset["categories"]}
     classes = dataset.metainfo["classes"]
-    objects, images, left_out = Counter(), Counter(), Counter()
+    objects, images, left_out = Counter[str](), Counter[str](), Counter[str]()
     used = 0
     for number, image in api.imgs.items():
         seen = set()
         for annotation in api.imgToAnns.get(number, ()):
             name = names.get(annotation["category_id"])
-            if name not in classes:
+            if name is None or name not in classes:
                 left_out["of other categories"] += 1
             elif _is_empty(annotation, image):
                 left_out["empty, smaller than a pixel, or outside of the image"] += 1

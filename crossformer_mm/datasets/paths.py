@@ -42,7 +42,7 @@ def walk_datasets(dataset: object) -> Iterator:
 
 def _paths(dataset: Mapping) -> Iterator[tuple[str, Path]]:
     """The local annotation file and folders of one data set."""
-    folders = dataset.get(CHECKED_FOLDERS.get(dataset.get("type")))
+    folders = dataset.get(CHECKED_FOLDERS.get(dataset.get("type", "")))
     folders = folders.values() if isinstance(folders, Mapping) else [folders]
     root = dataset.get("data_root") or ""
     named = [("annotation file", dataset.get("ann_file")), *(("folder", each) for each in folders)]

@@ -91,7 +91,7 @@ class CrossFormerBlock(nn.Module):
         self.may_grow = position_bias != "rpb"  # its table has a size
         self.norm1 = nn.LayerNorm(embed_dims)
         if long_range == "pvt":
-            self.attn = ReducedAttention(embed_dims, num_heads, reduction, attn_backend)
+            self.attn: nn.Module = ReducedAttention(embed_dims, num_heads, reduction, attn_backend)
         else:
             self.attn = GroupedAttention(
                 embed_dims, num_heads, attn_backend, position_bias, group_size

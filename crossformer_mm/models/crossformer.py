@@ -1,6 +1,7 @@
 """The CrossFormer and CrossFormer++ backbone, for classification and dense tasks alike."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from mmengine.model import BaseModule, PretrainedInit
@@ -251,7 +252,7 @@ class CrossFormer(BaseModule):
         maps = []
         for index in range(self.out_indices[-1] + 1):
             if index > 0:
-                x = self.layers[index - 1].downsample(x)
+                x = self.layers[index - 1].downsample(x)  # type: ignore[operator]  # a stage's
             x = self.layers[index](x)
             if index in self.out_indices:
                 has_norm = self.final_norm and index == STAGES - 1
@@ -265,7 +266,7 @@ class CrossFormer(BaseModule):
         return self
 
     def _load_from_state_dict(
-        self, state_dict: Mapping, prefix: str, local_metadata: Mapping, *args: object
+        self, state_dict: dict[str, Tensor], prefix: str, local_metadata: Mapping, *args: Any
     ) -> None:
         # mmengine only warns about weights that do not fit, and goes on with random ones.
         if local_metadata.get(STRICT):
@@ -297,7 +298,7 @@ def _check_out_indices(out_indices: Sequence[int], final_norm: bool) -> None:
         raise ValueError(f"final_norm needs stage 3 in out_indices, not {out_indices!r}")
 
 
-def _find_pretrained(init_cfg: object) -> tuple[str, str] | None:
+def _find_pretrained(init_cfg: Any) -> tuple[str, str] | None:
     """The file and prefix of the forms of ``init_cfg`` that mmengine knows, or None."""
     forms = init_cfg if isinstance(init_cfg, list | tuple) else [init_cfg]
     kinds = [form.get("type") for form in forms if isinstance(form, Mapping)]

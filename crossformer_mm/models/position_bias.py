@@ -31,7 +31,8 @@ class DynamicPositionBias(nn.Module):
         Entry ``[dy + height - 1, dx + width - 1]`` belongs to the offset (dy, dx), query position
         minus key position.
         """
-        weight = self.pos1[0].weight  # of a norm: a quantised linear layer has none
+        # Of a norm, which the Sequential does not say: a quantised linear layer has none.
+        weight: Tensor = self.pos1[0].weight  # type: ignore[assignment]
         rows = torch.arange(1 - height, height, device=weight.device, dtype=weight.dtype)
         columns = torch.arange(1 - width, width, device=weight.device, dtype=weight.dtype)
         offsets = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1)

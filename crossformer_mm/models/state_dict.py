@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mmengine.logging import print_log
 from torch import Tensor, nn
@@ -226,7 +227,7 @@ def variant_marks(**arguments: object) -> list[str]:
     return [f"{MARK}{name}_{v}" for name, v in arguments.items() if v != VARIANTS[name][0]]
 
 
-def find_variant(weights: Mapping[str, Tensor]) -> dict[str, object]:
+def find_variant(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     """The arguments of :data:`VARIANTS` that the marks among a backbone's weights stand for."""
     names = {name.removeprefix(PREFIX) for name in weights}
     return {

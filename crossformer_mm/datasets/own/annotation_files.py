@@ -26,15 +26,19 @@ def encode_mask(shape: Shape, size: tuple[int, int]) -> dict:
 
 def coco_json(samples: Sequence[Sample], classes: Sequence[str], root: Path) -> str:
     """Write COCO's JSON: categories in the labels' order, image names relative to a folder."""
-    ids = {name: number for number, name in enumerate(classes, 1)}
-    images, annotations = [], []
+    ids: dict[str | None, int] = {name: number for number, name in enumerate(classes, 1)}
+    images: list[dict] = []
+    annotations: list[dict] = []
     for number, sample in enumerate(samples, 1):
-        width, height = size = declared_size(sample)
+        size = declared_size(sample)
+        assert size, sample.image  # what check() finds no size of is an error
         name = relative(sample.image, root)
-        images.append(dict(id=number, file_name=name, width=width, height=height))
+        images.append(dict(id=number, file_name=name, width=size[0], height=size[1]))
         for shape in sample.shapes:
-            own = dict(id=len(annotations) + 1, image_id=number, category_id=ids[shape.category])
-            own |= dict(bbox=shape.bbox, area=shape.bbox[2] * shape.bbox[3])
+            own: dict = dict(id=len(annotations) + 1, image_id=number)
+            own |= dict(
+                category_id=ids[shape.category], bbox=shape.bbox, area=shape.bbox[2] * shape.bbox[3]
+            )
             if outline := shape.rle or shape.polygons:
                 area = float(coco_mask.area(encode_mask(shape, size)))
                 own |= dict(segmentation=outline, area=area or own["area"])
@@ -46,7 +50,7 @@ def coco_json(samples: Sequence[Sample], classes: Sequence[str], root: Path) -> 
 
 def label_lines(samples: Sequence[Sample], classes: Sequence[str], root: Path) -> str:
     """Write mmpretrain's lines "path label", with paths relative to a folder."""
-    labels = {name: label for label, name in enumerate(classes)}
+    labels: dict[str | None, int] = {name: label for label, name in enumerate(classes)}
     lines = [f"{relative(sample.image, root)} {labels[sample.category]}\n" for sample in samples]
     return "".join(lines)
 
@@ -56,11 +60,12 @@ def label_map_names(samples: Sequence[Sample], root: Path) -> tuple[str, dict]:
 
     It also returns the folders and suffixes, of which there must be one for all of a kind.
     """
-    images = Path(os.path.commonpath([sample.image.parent for sample in samples]))
-    label_maps = Path(os.path.commonpath([sample.label_map.parent for sample in samples]))
+    pairs = [(sample.image, sample.label_map) for sample in samples if sample.label_map]
+    images = Path(os.path.commonpath([image.parent for image, _ in pairs]))
+    label_maps = Path(os.path.commonpath([label_map.parent for _, label_map in pairs]))
     names, suffixes = "", set()
-    for sample in samples:
-        paths = relative(sample.image, images), relative(sample.label_map, label_maps)
+    for image, label_map in pairs:
+        paths = relative(image, images), relative(label_map, label_maps)
         name = os.path.commonprefix([os.path.splitext(path)[0] for path in paths])
         names += f"{name}\n"
         suffixes.add(tuple(path.removeprefix(name) for path in paths))

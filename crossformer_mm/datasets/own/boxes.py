@@ -74,6 +74,7 @@ def fixed_objects(sample: Sample, form: str, note: Callable[[str, str], None]) -
 def _turn(points: np.ndarray, picture: Picture) -> np.ndarray:
     """Turn points (N x 2, x to the right and y down) as the EXIF tag says."""
     x, y = points.T
+    assert picture.size
     width, height = picture.size
     turned = {5: (y, x), 6: (height - y, x), 7: (height - y, width - x), 8: (y, width - x)}
     return np.stack(turned[picture.orientation], 1)

@@ -49,7 +49,7 @@ def shared_images(dataset: OwnDataset) -> list[tuple[str, Path]]:
             if image.is_file():
                 by_size[image.stat().st_size].append((split, image))
     for group in by_size.values():
-        first = {}
+        first: dict[bytes, str] = {}
         for split, image in group if len({split for split, _ in group}) > 1 else ():
             content = hashlib.sha256(image.read_bytes()).digest()
             if first.setdefault(content, split) != split:
@@ -59,15 +59,16 @@ def shared_images(dataset: OwnDataset) -> list[tuple[str, Path]]:
 
 def _check_image(sample: Sample, notes: Notes) -> None:
     name, picture = short(sample.image), look_at(sample.image)
+    shown_size = picture.shown_size
     is_annotated = sample.shapes or sample.label_map
     # A declared size of the turned image says that the annotator saw it so.
     is_known = picture.orientation >= 5 and (sample.size or sample.label_map)
-    if not picture.size:
+    if not shown_size:
         notes.add("unreadable" if os.path.isfile(sample.image) else "image missing", name)
     elif is_unturned(sample):
         notes.add("turned", name)
-    elif sample.size and sample.size != picture.shown_size:
-        notes.add("other size", f"{name}: {_by(sample.size)}, but is {_by(picture.shown_size)}")
+    elif sample.size and sample.size != shown_size:
+        notes.add("other size", f"{name}: {_by(sample.size)}, but is {_by(shown_size)}")
     elif picture.orientation > 1 and is_annotated and not is_known:
         notes.add("perhaps turned", name)
 
@@ -111,14 +112,14 @@ def _check_values(dataset: OwnDataset, samples: list[Sample], notes: Notes) -> N
     for sample in samples if fault else ():
         found = look_at_map(sample.label_map)
         if wrong := [value for value in found.counts if table[value] != value] if found else []:
-            notes.add(fault, f"{short(sample.label_map)} ({sorted(wrong)[:6]})")
+            notes.add(fault, f"{short(sample.label_map or sample.image)} ({sorted(wrong)[:6]})")
     if table.get(IGNORED) == IGNORED and not fault:
         for name in (name for label, name in enumerate(dataset.classes) if label not in table):
             notes.add("255", name)
 
 
 def _check_names(classes: list[str], notes: Notes) -> None:
-    first = {}
+    first: dict[str, str] = {}
     for name in classes:
         if plain(name) in first:
             other = first[plain(name)]

@@ -11,7 +11,8 @@ from crossformer_mm.datasets.own.records import DataSetError, OwnDataset, Sample
 
 # What COCO's folder has of the same images, beside instances_*.json
 _OTHER_TASKS = ("captions", "person_keypoints", "image_info", "stuff", "panoptic")
-_Kind, _Records = type | tuple[type, ...], Iterator[tuple[str, dict]]
+_Kind = type | tuple[type, ...]
+_Records = Iterator[tuple[str, dict]]
 _LISTS = ("images", "annotations", "categories")
 
 
@@ -19,7 +20,8 @@ def read(root: Path) -> OwnDataset | None:
     """Read COCO's JSON in a folder; None if there is none."""
     notes, contents = Notes(), _contents(root)
     sources = _by_split(root, [*contents], notes)
-    classes, splits = [], {}
+    classes: list[str] = []
+    splits: dict[str, list[Sample]] = {}
     for split, file in sources.items():
         splits[split], names = _read_split(root, split, file, contents[file], notes)
         if classes and names != classes:
@@ -46,7 +48,7 @@ def _by_split(root: Path, paths: list[Path], notes: Notes) -> dict[str, Path]:
     """Sort files by the split that their names tell; a single one without is for training."""
     if len(paths) == 1:
         return {files.split_of(paths[0].stem) or "train": paths[0]}
-    found = {}
+    found: dict[str, Path] = {}
     for path in paths:
         place = path.stem if path.parent == root else f"{path.stem} {path.parent.name}"
         split = files.split_of(place)
@@ -59,19 +61,21 @@ def _by_split(root: Path, paths: list[Path], notes: Notes) -> dict[str, Path]:
 
 def _read_split(root: Path, split: str, file: Path, content: dict, notes: Notes) -> tuple:
     """The samples of a split, and the names of its classes."""
-    names, samples = {}, {}
+    names: dict[int, str] = {}
+    samples: dict[int | str, Sample] = {}
     for _, record in _records(content, "categories", file, notes, id=int, name=str):
         names.setdefault(record["id"], record["name"])
     images = [*_records(content, "images", file, notes, id=(int, str), file_name=str)]
     folder = _image_folder(root, split, [record["file_name"] for _, record in images])
     for where, record in images:
         size = [record.get("width"), record.get("height")]
-        if not files.are_numbers(size) or min(size) < 1:
+        sample = Sample(folder / record["file_name"])
+        if files.are_numbers(size) and min(size) >= 1:
+            sample.size = (int(size[0]), int(size[1]))
+        else:
             notes.add("bad record", where, records="images", why="no usable 'width' and 'height'")
-            size = None
-        sample = Sample(folder / record["file_name"], size and (int(size[0]), int(size[1])))
         samples.setdefault(record["id"], sample)
-    kinds = dict(id=(int, str), image_id=(int, str), category_id=int, bbox=list)
+    kinds: dict[str, _Kind] = dict(id=(int, str), image_id=(int, str), category_id=int, bbox=list)
     for where, record in _records(content, "annotations", file, notes, **kinds):
         if record["image_id"] in samples:
             sample = samples[record["image_id"]]
@@ -115,7 +119,8 @@ def _shapes(record: dict, where: str, names: dict, size: tuple | None, notes: No
         return []
     if record["category_id"] not in names:
         notes.add("dangling class", where)
-    shape = Shape(names.get(record["category_id"]), tuple(record["bbox"]), where)
+    x, y, width, height = record["bbox"]
+    shape = Shape(names.get(record["category_id"]), (x, y, width, height), where)
     shape.is_crowd = record.get("iscrowd") == 1
     outline = record.get("segmentation") or []
     if isinstance(outline, list) and all(files.are_numbers(polygon) for polygon in outline):

@@ -76,7 +76,9 @@ def write_configs(dataset: OwnDataset, models: Sequence[str], out: Path) -> list
 
 def make_palette(count: int) -> list[tuple[int, int, int]]:
     """Colours, red first, of which neighbours differ much."""
-    return [ImageColor.getrgb(f"hsv({index * 222.5 % 360}, 100%, 90%)") for index in range(count)]
+    return [
+        ImageColor.getrgb(f"hsv({index * 222.5 % 360}, 100%, 90%)")[:3] for index in range(count)
+    ]
 
 
 def _annotations(dataset: OwnDataset) -> tuple[str, dict[str, str]]:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeGuard
 
 from crossformer_mm.datasets.own.records import IMAGE_SUFFIXES, DataSetError
 from crossformer_mm.utils.errors import one_line
@@ -44,7 +45,7 @@ def files_in(folder: Path, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> list[P
     return sorted(path for path in found if "/." not in f"/{path.relative_to(folder)}")
 
 
-def read_as(kind: str, file: Path, parse: Callable[[str], object] = str.splitlines) -> object:
+def read_as(kind: str, file: Path, parse: Callable[[str], Any] = str.splitlines) -> Any:
     """Read a file's lines, or what ``parse`` makes of its text; DataSetError if that fails."""
     try:
         return parse(file.read_text("utf-8-sig"))
@@ -60,7 +61,7 @@ def read_class_names(*folders: Path) -> list[str] | None:
     return None
 
 
-def are_numbers(values: object, count: int | None = None) -> bool:
+def are_numbers(values: object, count: int | None = None) -> TypeGuard[list[float]]:
     """Whether this is a list of (so many) finite numbers."""
     if not isinstance(values, list) or count not in (None, len(values)):
         return False

@@ -46,11 +46,13 @@ class _Copy:
     def __init__(self, source: OwnDataset, root: Path) -> None:
         self.source, self.root = source, root
         root.mkdir()
-        self.changes, self.taken, self.names = [], set(), {}
+        self.changes: list[str] = []
+        self.taken: set[Path] = set()
+        self.names: dict[str | None, str] = {}
         for finding in source.findings:
             for where in finding.where if finding.is_error else ():
                 self.note(where, f"{finding.what}: not so in the copy")
-        first = {}
+        first: dict[str, str] = {}
         for name in source.classes:
             self.names[name] = first.setdefault(plain(name), " ".join(name.split()))
             if self.names[name] != name:
@@ -89,7 +91,8 @@ class _Copy:
             shutil.copyfile(source, target)
             return target
         with Image.open(source) as image:
-            form = image.format.replace("MPO", "JPEG")  # phones write several pictures into one
+            # Phones write several pictures into one.
+            form = "JPEG" if image.format == "MPO" else image.format
             ImageOps.exif_transpose(image).save(target, form, quality=95)
         self.note(source, "turned, without its EXIF tag")
         return target
@@ -97,13 +100,15 @@ class _Copy:
 
 def _write_detection(copy: _Copy) -> None:
     categories = [dict(id=label, name=name) for label, name in enumerate(copy.classes, 1)]
-    form, files = coordinates(*all_boxes(copy.source)[:2]), {}
+    form = coordinates(*all_boxes(copy.source)[:2])
+    files: dict[str, dict] = {}
     for split, sample in copy.samples():
         content = files.setdefault(split, dict(images=[], annotations=[], categories=categories))
-        width, height = look_at(sample.image).shown_size
+        size = look_at(sample.image).shown_size
+        assert size  # as of all that copy.samples() gives
         name = copy.add_image(sample.image, copy.root / split).name
         number = len(content["images"]) + 1
-        content["images"].append(dict(id=number, file_name=name, width=width, height=height))
+        content["images"].append(dict(id=number, file_name=name, width=size[0], height=size[1]))
         for shape in fixed_objects(sample, form, copy.note):
             record = dict(id=len(content["annotations"]) + 1, image_id=number)
             content["annotations"].append(record | _annotation(shape, copy))
@@ -133,7 +138,7 @@ def _write_maps(copy: _Copy) -> None:
     table = {value: merged.get(label, pictures.IGNORED) for value, label in table.items()}
     for split, sample in copy.samples():
         found, picture = look_at_map(sample.label_map), look_at(sample.image)
-        if found is None or found.size not in (picture.size, picture.shown_size):
+        if not (sample.label_map and found) or found.size not in (picture.size, picture.shown_size):
             copy.note(sample.image, "no label map of its size: left out")
             continue
         values, places = np.unique(pictures.read_values(sample.label_map)[1], return_inverse=True)

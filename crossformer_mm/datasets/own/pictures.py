@@ -50,7 +50,9 @@ def look_at(path: Path) -> Picture:
 
 @cache
 def look_at_map(path: Path | None) -> LabelMap | None:
-    """Read a label map; None if it cannot be read."""
+    """Read a label map; None if there is none, or it cannot be read."""
+    if path is None:
+        return None
     try:
         kind, values = read_values(path)
     except Exception:

@@ -35,7 +35,8 @@ def _classes_of(sample: Sample, task: str) -> set[Hashable]:
         return {sample.category}
     if task == "detection":
         return {shape.category for shape in sample.shapes} or {None}
-    return {*look_at_map(sample.label_map).counts}
+    label_map = look_at_map(sample.label_map)
+    return {*label_map.counts} if label_map else set()
 
 
 def _choose(shown: list[set[Hashable]], fraction: float, seed: int) -> set[int]:
@@ -43,7 +44,7 @@ def _choose(shown: list[set[Hashable]], fraction: float, seed: int) -> set[int]:
     order = list(range(len(shown)))
     random.Random(seed).shuffle(order)
     left = Counter(name for names in shown for name in names)
-    taken, chosen = Counter(), set()
+    taken, chosen = Counter[Hashable](), set[int]()
     for name, count in sorted(left.items(), key=lambda item: (item[1], str(item[0]))):
         wanted = max(1, round(fraction * count))
         for index in (index for index in order if name in shown[index]):

@@ -15,7 +15,7 @@ _COUNTED = dict(detection="objects", classification="images", segmentation="labe
 def describe(dataset: OwnDataset) -> list[str]:
     """Lines on a data set: format, task, splits, a table of its classes, sizes."""
     lines = [f"{dataset.root}: {dataset.form}, for {dataset.task}"]
-    things, images, objects = _COUNTED[dataset.task], Counter(), Counter()
+    things, images, objects = _COUNTED[dataset.task], Counter[str](), Counter[str]()
     for split, group in dataset.splits.items():
         found = count_classes(dataset, split)
         images, objects = images + found[0], objects + found[1]
@@ -33,9 +33,9 @@ def describe(dataset: OwnDataset) -> list[str]:
     return lines + ([_meaning(dataset, samples)] if dataset.task == "segmentation" else [])
 
 
-def count_classes(dataset: OwnDataset, split: str) -> tuple[Counter, Counter]:
+def count_classes(dataset: OwnDataset, split: str) -> tuple[Counter[str], Counter[str]]:
     """How many images show each class of a split, and how many objects (or pixels) are of it."""
-    images, objects = Counter(), Counter()
+    images, objects = Counter[str](), Counter[str]()
     _, labels = number(dataset.splits, len(dataset.classes))
     names = dict(enumerate(dataset.classes))
     for sample in dataset.splits[split]:

@@ -19,12 +19,13 @@ def read(root: Path) -> OwnDataset | None:
     found = {f: _sample(f, t, images, notes) for f, t in trees.items() if t is not None}
     if not found:
         return None
-    _count_from_zero([shape for sample in found.values() for shape in sample.shapes])
+    shapes = [shape for sample in found.values() for shape in sample.shapes]
+    _count_from_zero(shapes)
     used = {sample.image for sample in found.values()}
     for image in (image for group in images.values() for image in group if image not in used):
         notes.add("not used", files.short(image), files="images without an XML file")
     splits = _splits(root, found, notes)
-    names = sorted({shape.category for sample in found.values() for shape in sample.shapes})
+    names = sorted({shape.category for shape in shapes if shape.category})
     sources = dict.fromkeys(splits, next(iter(found)).parent)
     return OwnDataset(root, "Pascal VOC", "detection", names, splits, sources, notes.findings)
 
@@ -63,8 +64,8 @@ def _sample(file: Path, tree: Element, images: dict[str, list[Path]], notes: Not
 
 def _numbers(item: Element, *paths: str) -> list[float] | None:
     try:
-        found = [float(item.findtext(path)) for path in paths]
-    except (TypeError, ValueError):
+        found = [float(item.findtext(path, "")) for path in paths]
+    except ValueError:
         return None
     return found if files.are_numbers(found) else None
 
@@ -103,9 +104,9 @@ def _splits(root: Path, samples: dict[Path, Sample], notes: Notes) -> dict[str, 
 
 def _lists(root: Path) -> dict[str, str]:
     """The split of each name in ``ImageSets/Main/SPLIT.txt``."""
-    found = {}
+    found: dict[str, str] = {}
     for name in ("train", "val", "test", "trainval"):
-        file, split = root / "ImageSets" / "Main" / f"{name}.txt", files.split_of(name)
+        file, split = root / "ImageSets" / "Main" / f"{name}.txt", files.split_of(name) or name
         for line in files.read_as("text", file) if file.is_file() else ():
             for stem in line.split()[:1]:
                 found.setdefault(stem, split)

@@ -23,7 +23,8 @@ def read(root: Path) -> OwnDataset | None:
     _note_orphans([sample.image for sample in samples], notes)
     if names is None:
         notes.add("no names", str(root))
-        used = {shape.category for sample in samples for shape in sample.shapes}
+        shapes = [shape for sample in samples for shape in sample.shapes]
+        used = {shape.category for shape in shapes if shape.category}
         names = sorted(used, key=lambda name: (len(name), name))
     return OwnDataset(root, "YOLO", "detection", names, splits, folders, notes.findings)
 

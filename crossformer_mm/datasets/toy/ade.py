@@ -1,7 +1,10 @@
 """Draws a toy segmentation data set in the folder layout of ADEChallengeData2016."""
 
+from pathlib import Path
+
 import cv2
 import numpy as np
+from numpy.random import Generator
 
 from crossformer_mm.datasets.toy.drawing import draw_noise, draw_scene, draw_texture, random_things
 from crossformer_mm.datasets.toy.writing import writer
@@ -22,8 +25,11 @@ CLASSES |= {44: "signboard", 68: "book", 87: "awning", 121: "food", 149: "clock"
 _VALUES = {"stop sign": 44, "umbrella": 87, "kite": 150, "book": 68, "clock": 149}  # the rest: food
 
 
-def _draw(rng, split, index, shape):
-    shape = tuple(round(side * rng.choice([1, rng.uniform(0.9, 1)])) for side in shape)
+def _draw(
+    rng: Generator, split: str, index: int, shape: tuple[int, int]
+) -> tuple[dict, None, dict]:
+    height, width = (round(side * rng.choice([1, rng.uniform(0.9, 1)])) for side in shape)
+    shape = height, width
     image, labels = np.zeros((*shape, 3), np.float32), np.zeros(shape, np.uint8)
     values = [list(_STUFF)[n] for n in sorted(rng.permutation(len(_STUFF))[: rng.integers(2, 5)])]
     for place, value in enumerate(values):
@@ -33,8 +39,8 @@ def _draw(rng, split, index, shape):
     things = random_things(rng, shape, rng.integers(2, 9))
     picture, masks = draw_scene(rng, image, [[thing] for thing in things])
     for (kind, *_), mask in zip(things, masks, strict=True):
-        width = rng.choice([1, 1, 3, 5, 7])  # beyond 1, a band around the thing has no class
-        labels[cv2.dilate(np.uint8(mask), np.ones((width, width))) > 0] = 0
+        band = rng.choice([1, 1, 3, 5, 7])  # beyond 1, what is around the thing has no class
+        labels[cv2.dilate(mask.astype(np.uint8), np.ones((band, band))) > 0] = 0
         labels[mask] = _VALUES.get(kind, 121)
     name = f"{'training' if split == 'train' else 'validation'}/ADE_{split}_{index + 1:08d}"
     pixels = {CLASSES[value]: int((labels == value).sum()) for value in np.unique(labels).tolist()}
@@ -42,7 +48,7 @@ def _draw(rng, split, index, shape):
     return files, None, {"pixels": pixels, "images_with": list(pixels)}
 
 
-def _finish(folder, *_):
+def _finish(folder: Path, *_: object) -> None:
     rows = [f"{value}\t{int(value in _STUFF)}\t{CLASSES[value]}\n" for value in sorted(CLASSES)[1:]]
     (folder / "objectInfo150.txt").write_text("Idx\tStuff\tName\n" + "".join(rows))
 

@@ -1,5 +1,9 @@
 """Draws a toy classification data set in the folder and list layout of ImageNet-1K."""
 
+from pathlib import Path
+
+from numpy.random import Generator
+
 from crossformer_mm.datasets.toy.drawing import KINDS, draw_scene, draw_texture, random_things
 from crossformer_mm.datasets.toy.writing import writer
 
@@ -15,9 +19,10 @@ CLASSES = {  # WordNet id, index and first name, by kind of thing, which looks m
 }
 
 
-def _draw(rng, split, index, shape):
+def _draw(rng: Generator, split: str, index: int, shape: tuple[int, int]) -> tuple[dict, str, dict]:
     """One large thing, the kinds in turns, in front of up to three small ones of other kinds."""
-    shape = tuple(round(side * rng.uniform(0.75, 1.25)) for side in shape)
+    height, width = (round(side * rng.uniform(0.75, 1.25)) for side in shape)
+    shape = height, width
     kind, *others = (2 * KINDS)[index % 8 :][:8]
     things = random_things(rng, shape, rng.integers(4), others, (0.08, 0.2), (0, 1))
     things += random_things(rng, shape, 1, [kind], (0.4, 1.0), (0.25, 0.75))
@@ -28,7 +33,7 @@ def _draw(rng, split, index, shape):
     return {f"{split}/{path}": picture}, f"{path} {label}\n", {"classes": [name]}
 
 
-def _finish(folder, split, records):
+def _finish(folder: Path, split: str, records: list[str]) -> None:
     (folder / "meta" / f"{split}.txt").write_text("".join(records))
 
 

@@ -1,7 +1,7 @@
 """Writes the files of a toy data set: all of them, or none."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,7 +35,7 @@ def writer(names: str, draw: Callable, finish: Callable, defaults: tuple) -> Cal
         argument is out of range. FileExistsError: data is there that must not be replaced.
         """
         _check_arguments(train, val, *size, seed)
-        summary = {"train": {"images": train}, "val": {"images": val}}
+        summary: dict[str, dict] = {"train": {"images": train}, "val": {"images": val}}
         with _all_or_nothing(Path(out), names.split(), overwrite) as folder:
             for split, made in summary.items():
                 records = []
@@ -57,7 +57,7 @@ def writer(names: str, draw: Callable, finish: Callable, defaults: tuple) -> Cal
     return write
 
 
-def _check_arguments(*values):
+def _check_arguments(*values: int) -> None:
     names = ("train", "val", "size (width)", "size (height)", "seed")
     limits = [(1, MAX_IMAGES)] * 2 + [(96, 4096)] * 2 + [(0, 2**63)]
     for name, value, (least, most) in zip(names, values, limits, strict=True):
@@ -66,7 +66,7 @@ def _check_arguments(*values):
 
 
 @contextmanager
-def _all_or_nothing(out, names, overwrite):
+def _all_or_nothing(out: Path, names: list[str], overwrite: bool) -> Iterator[Path]:
     """Give a temporary folder whose ``names`` move to ``out`` when the block ends without error."""
     present, readme = [out / x for x in names if (out / x).exists()], f"{names[0]}/README.txt"
     is_toy = (out / readme).is_file() and _MARK in (out / readme).read_text()

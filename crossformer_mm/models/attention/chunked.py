@@ -7,10 +7,10 @@ of the bias table as it goes.
 """
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 from crossformer_mm.models.attention import sdpa
 from crossformer_mm.models.attention.eager import differentiable_gradients
@@ -40,12 +40,12 @@ def attention_for(table: Tensor, rectangle: Rectangle) -> Attention:
 
 class _ChunkedAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, table: Tensor, qkv: Tensor) -> Tensor:
+    def forward(ctx: Any, table: Tensor, qkv: Tensor) -> Tensor:
         ctx.save_for_backward(table, qkv)
         return sdpa.fused_in_pieces(table, qkv)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         table, qkv = ctx.saved_tensors
         if torch.is_grad_enabled():  # for second derivatives
             output = sdpa.multiply(expand_table(table), qkv)

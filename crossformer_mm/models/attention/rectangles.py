@@ -1,6 +1,7 @@
 """From a map to its groups and back, for backends that attend within rectangles of real tokens."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -69,12 +70,19 @@ class _TakeGroups(torch.autograd.Function):
     """Take the groups of all rectangles: each token is in one of them, so nothing is added up."""
 
     @staticmethod
-    def forward(ctx, x, plan, pieces, parts, num_heads) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        plan: GroupPlan,
+        pieces: list[Rectangle],
+        parts: int,
+        num_heads: int,
+    ) -> tuple[Tensor, ...]:
         ctx.plan, ctx.pieces = plan, pieces
         return tuple(take_groups(x, plan, piece, parts, num_heads) for piece in pieces)
 
     @staticmethod
-    def backward(ctx, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
         return _PutGroups.apply(ctx.plan, ctx.pieces, *grads), None, None, None, None
 
 
@@ -82,7 +90,7 @@ class _PutGroups(torch.autograd.Function):
     """Undo :class:`_TakeGroups`."""
 
     @staticmethod
-    def forward(ctx, plan, pieces, *groups: Tensor) -> Tensor:
+    def forward(ctx: Any, plan: GroupPlan, pieces: list[Rectangle], *groups: Tensor) -> Tensor:
         parts, num_heads, count, _, head_dims = groups[0].shape
         ctx.settings = (plan, pieces, parts, num_heads)
         batch = count // pieces[0].groups
@@ -92,5 +100,5 @@ class _PutGroups(torch.autograd.Function):
         return x
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple:
+    def backward(ctx: Any, grad: Tensor) -> tuple:
         return None, None, *_TakeGroups.apply(grad.contiguous(), *ctx.settings)

@@ -8,6 +8,7 @@ whether the operator can run.
 import os
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,13 +72,20 @@ def attend(qkv: Tensor, table: Tensor, plan: GroupPlan, num_heads: int) -> Tenso
     return grouped_attention(qkv.contiguous(), table, *settings)[0]
 
 
-def _forward(qkv, table, *settings):
+def _forward(qkv: Tensor, table: Tensor, *settings: int) -> tuple[Tensor, Tensor]:
     from crossformer_mm.models.attention.triton_kernels import launch_forward
 
     return launch_forward(qkv, table, *_plan_and_heads(qkv, settings))
 
 
-def _backward(grad_output, qkv, table, output, logsumexp, *settings):
+def _backward(
+    grad_output: Tensor,
+    qkv: Tensor,
+    table: Tensor,
+    output: Tensor,
+    logsumexp: Tensor,
+    *settings: int,
+) -> tuple[Tensor, Tensor]:
     from crossformer_mm.models.attention.triton_kernels import launch_backward
 
     tensors = (grad_output.contiguous(), qkv, table, output, logsumexp)
@@ -89,22 +97,24 @@ def _plan_and_heads(qkv: Tensor, settings: Sequence[int]) -> tuple[GroupPlan, in
     return GroupPlan(*qkv.shape[1:3], *groups), num_heads
 
 
-def _forward_fake(qkv, table, *settings):
+def _forward_fake(qkv: Tensor, table: Tensor, *settings: int) -> tuple[Tensor, Tensor]:
     output = qkv.new_empty(*qkv.shape[:3], qkv.shape[3] // 3)
     return output, qkv.new_empty(*qkv.shape[:3], settings[-1], dtype=torch.float32)
 
 
-def _backward_fake(grad_output, qkv, table, *_):
+def _backward_fake(
+    grad_output: Tensor, qkv: Tensor, table: Tensor, *_: object
+) -> tuple[Tensor, Tensor]:
     return torch.empty_like(qkv), torch.empty_like(table)
 
 
-def _save_for_backward(ctx, inputs, output) -> None:
+def _save_for_backward(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
     qkv, table, *ctx.settings = inputs
     ctx.save_for_backward(qkv, table, *output)
     ctx.mark_non_differentiable(output[1])
 
 
-def _call_backward(ctx, grad_output: Tensor, _) -> tuple:
+def _call_backward(ctx: Any, grad_output: Tensor, _: object) -> tuple:
     qkv, table, *_ = ctx.saved_tensors
     if torch.is_grad_enabled():  # for second derivatives
         formula = eager.attend(qkv, table, *_plan_and_heads(qkv, ctx.settings))
@@ -114,7 +124,7 @@ def _call_backward(ctx, grad_output: Tensor, _) -> tuple:
     return *grads, *[None] * len(ctx.settings)
 
 
-def _operator(name: str, function: Callable, fake: Callable, tensors: str) -> Callable:
+def _operator(name: str, function: Callable, fake: Callable, tensors: str) -> Any:
     settings = "int group_height, int group_width, int interval, int num_heads"
     schema = f"({tensors}, {settings}) -> (Tensor, Tensor)"
     operator = torch.library.custom_op(

@@ -5,6 +5,8 @@ maps. Padding has number -1: it is read as zeros, nobody attends to it, and noth
 it. The bias of a pair is at the query's entry of the table minus the key's, from its middle.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -198,7 +200,9 @@ def _grad_bias_kernel(
     tl.store(target, grad_bias, mask=inside)
 
 
-def launch_forward(qkv, table, plan: GroupPlan, num_heads: int) -> tuple[Tensor, Tensor]:
+def launch_forward(
+    qkv: Tensor, table: Tensor, plan: GroupPlan, num_heads: int
+) -> tuple[Tensor, Tensor]:
     """Attend within groups, from contiguous tensors and a table in float32.
 
     Returns:
@@ -215,7 +219,15 @@ def launch_forward(qkv, table, plan: GroupPlan, num_heads: int) -> tuple[Tensor,
     return output, logsumexp
 
 
-def launch_backward(grad_output, qkv, table, output, logsumexp, plan: GroupPlan, num_heads: int):
+def launch_backward(
+    grad_output: Tensor,
+    qkv: Tensor,
+    table: Tensor,
+    output: Tensor,
+    logsumexp: Tensor,
+    plan: GroupPlan,
+    num_heads: int,
+) -> tuple[Tensor, Tensor]:
     """Compute the gradients of ``qkv`` and ``table``; the order of all sums is fixed.
 
     ``grad_output`` is contiguous; the rest is what :func:`launch_forward` took and returned.
@@ -245,7 +257,7 @@ def launch_backward(grad_output, qkv, table, output, logsumexp, plan: GroupPlan,
     return grad_qkv, grad_table
 
 
-def _inputs(qkv: Tensor, table: Tensor, plan: GroupPlan, num_heads: int) -> dict[str, object]:
+def _inputs(qkv: Tensor, table: Tensor, plan: GroupPlan, num_heads: int) -> dict[str, Any]:
     """What all kernels take, by the names of their parameters."""
     shape = (*qkv.shape[:3], 1)
     numbers = torch.arange(1, shape[0] * shape[1] * shape[2] + 1, device=qkv.device).view(shape)
