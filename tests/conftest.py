@@ -9,6 +9,7 @@ import sys
 from argparse import Namespace
 from collections import Counter, defaultdict
 from functools import cache
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
@@ -47,10 +48,12 @@ def pytest_terminal_summary(
                 tried = case.get("tried", 1)
                 held = tried - (outcome == "failed")
                 counts[case["family"]].update(tried=tried, held=held)
-    total = sum(counts.values(), Counter())
-    terminalreporter.write_line("| family | tried | held |\n| --- | --- | --- |")
-    for family, count in [*sorted(counts.items()), ("all", total)]:
-        terminalreporter.write_line(f"| {family} | {count['tried']} | {count['held']} |")
+    rows = [*sorted(counts.items()), ("all", sum(counts.values(), Counter()))]
+    cells = [f" {family} | {count['tried']} | {count['held']} |" for family, count in rows]
+    terminalreporter.write_line("| family | tried | held | family | tried | held |")
+    terminalreporter.write_line("| --- | --- | --- | --- | --- | --- |")
+    for left, right in zip_longest(cells[::2], cells[1::2], fillvalue=" | | |"):
+        terminalreporter.write_line(f"|{left}{right}")
 
 
 def metrics_of(work_dir: Path) -> dict:

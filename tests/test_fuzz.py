@@ -342,7 +342,7 @@ def little_memory() -> Iterator[None]:
 @pytest.mark.parametrize(
     "family",
     [
-        pytest.param(family, id=name, marks=pytest.mark.fault(f"random damage: {name}"))
+        pytest.param(family, id=name, marks=pytest.mark.fault("random damage, fuzzed"))
         for name, family in FAMILIES.items()
     ],
 )
