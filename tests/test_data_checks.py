@@ -286,6 +286,7 @@ def test_an_image_that_is_none_is_named_before_it_is_read(ships, make, said):
     image.unlink()
     make(image)
     dataset = read(ships)
+    data_check._check_dataset(dataset, "train_dataloader", KINDS)  # before the first step
     number = [dataset.get_data_info(i)["img_path"] for i in range(len(dataset))].index(str(image))
     with pytest.raises(DataError, match=f"failed on image {image}: .*{said}"):
         dataset[number]

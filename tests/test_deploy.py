@@ -342,6 +342,7 @@ def test_the_example_draws_the_right_places(exported, tmp_path):
     assert placed.getpixel((5, 40)) == 0
 
 
+@pytest.mark.slow
 def test_int8_is_calibrated_on_the_training_set(exported, toy_data_roots, capsys):
     data = {"data_root": toy_data_roots["classification"]}
     shape = ("--shape", 64, 64)

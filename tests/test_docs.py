@@ -31,8 +31,8 @@ PAGES = [
     *(ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"),
     *sorted(path for glob in ("*", "*/*") for path in (ROOT / "configs").glob(f"{glob}/README.md")),
 ]
-# The language of a block, its code, and whether output is listed below it
-BLOCK = re.compile(r"^```(\w*)\n(.*?)^```\n(?=(\n```text)?)", re.MULTILINE | re.DOTALL)
+# The language of a block, its code, and whether output is listed below it, or a table
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```\n(?=(\n```text|\n\|)?)", re.MULTILINE | re.DOTALL)
 NANO = "detection/mask-rcnn_crossformer-nano_fpn_toy-coco"
 TRAINED = (
     "detection/retinanet_crossformer-s_fpn_1x_coco",
@@ -60,14 +60,13 @@ ENGINE = ROOT / "crossformer_mm/engine"
 
 def commands_to_run() -> list[str]:
     """The commands whose output is not listed, made smaller; those of several machines are one."""
-    found = [block for page in TRIED for block in BLOCK.findall(page.read_text())]
-    blocks = [block[1] for block in found if block[::2] == ("bash", "")]
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     variables, commands = {}, []
-    for line in (" ".join(line.split("#")[0].split()) for line in lines):
-        if assignment := re.fullmatch(r"([A-Z]+)=(\S+)", line):
-            variables[assignment[1]] = assignment[2]
-        elif line:
+    blocks = [block for page in TRIED for block in BLOCK.findall(page.read_text())]
+    for kind, code, output in blocks:
+        code = re.sub(r" *#.*", "", code.replace("\\\n", " ")) if kind == "bash" else ""
+        variables.update(re.findall(r"^([A-Z]+)=(\S+)$", code, re.MULTILINE))
+        lines = [] if output else re.findall(r"^(?![A-Z]+=\S+$).+$", code, re.MULTILINE)
+        for line in (" ".join(line.split()) for line in lines):
             line = re.sub(r"\$([A-Z]+)", lambda name: variables[name[1]], line)
             for large, small in SMALLER.items():
                 line = line.replace(large, small)

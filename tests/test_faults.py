@@ -168,6 +168,7 @@ def kill_at_random(training: Training, kill: int, rng: random.Random) -> None:
 
 
 @pytest.mark.fault("disk, permissions, kills, two at once")
+@pytest.mark.slow
 def test_training_killed_again_and_again_ends_with_the_same_weights(whole, start, tmp_path):
     rng = random.Random(6)
     killed_while_writing = 0

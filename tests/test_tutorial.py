@@ -5,7 +5,6 @@ The test with the mark `tutorial` runs it, in minutes; the other reads the outpu
 
 import json
 import re
-import time
 from collections.abc import Iterator
 
 import nbformat
@@ -16,7 +15,7 @@ from nbformat import NotebookNode
 from test_docs import check_what_is_named
 
 TUTORIAL = ROOT / "docs/tutorial.ipynb"
-SECONDS = 360  # on two cores with nothing else to do
+SECONDS = 600  # of a cell, before it is taken for one that hangs
 LEAST_AP = 0.3  # after a third of the training it is 0.17
 MOST_BYTES = 1_000_000
 BOX = re.compile(r"^([a-z ]+) (\d\.\d\d) at \[(.*)\]", re.MULTILINE)
@@ -96,8 +95,6 @@ def test_it_runs_from_an_empty_folder(tmp_path, monkeypatch):
     for cell in code_cells(notebook):
         cell.outputs, cell.execution_count = [], None
     where = dict(metadata=dict(path=str(tmp_path / "docs")))
-    start = time.monotonic()
     NotebookClient(notebook, timeout=SECONDS, resources=where).execute()
-    assert time.monotonic() - start < SECONDS
     check_outputs(notebook)
     assert count_pictures(notebook) == count_pictures(kept)

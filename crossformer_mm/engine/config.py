@@ -49,7 +49,8 @@ def load_config(path: str, options: Mapping | None = None, work_dir: str | None 
     config's own or ``work_dirs/NAME``.
     """
     file = _find_library_config(path) if "::" in path else path
-    check_file(file, "config")
+    if not os.path.isfile(file):
+        fail(f"config {path} {'is not a file' if os.path.exists(file) else 'does not exist'}")
     try:
         cfg = Config.fromfile(file)
     except Exception as error:

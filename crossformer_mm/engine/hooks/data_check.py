@@ -1,5 +1,6 @@
 """Compare data sets, class names, heads and evaluators before the first step."""
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -153,12 +154,12 @@ def _count_labels(dataset: BaseDataset, samples: Iterable[dict]) -> Counter:
 
 def _check_orientation(paths: list[str]) -> None:
     turned = []
-    for path in paths:
+    for path in filter(os.path.isfile, paths):  # a pipe would be waited for
         try:
             with Image.open(path) as image:
                 if image.getexif().get(ORIENTATION, 1) != 1:
                     turned.append(path)
-        except OSError:  # not a local file, or none that Pillow knows: loading it will tell
+        except OSError:  # none that Pillow knows: loading it will tell
             continue
     if turned:
         print_log(
