@@ -159,7 +159,7 @@ def _check_orientation(paths: list[str]) -> None:
             with Image.open(path) as image:
                 if image.getexif().get(ORIENTATION, 1) != 1:
                     turned.append(path)
-        except OSError:  # none that Pillow knows: loading it will tell
+        except (OSError, Image.DecompressionBombError):  # loading it will tell
             continue
     if turned:
         print_log(
