@@ -1,5 +1,6 @@
 """The model index: complete, up to date, and known to mmpretrain by name after the import."""
 
+import re
 import runpy
 from pathlib import Path
 
@@ -43,6 +44,24 @@ def test_tables_are_those_of_the_metafiles(task):
     assert UPDATER["update_readme"](readme, metafile) == readme
     changed = metafile.replace("Parameters: ", "Parameters: 9")
     assert UPDATER["update_readme"](readme, changed) != readme
+
+
+def test_the_table_of_the_readme_is_that_of_the_metafiles():
+    rows = re.findall(r"^\| (CrossFormer\S*) \| (\d.*) \|$", (ROOT / "README.md").read_text(), re.M)
+    assert len(rows) == 6
+    found = [{model["Name"]: model for model in models_of(task)} for task in CONFIG_OF]
+    for name, cells in rows:
+        short = name.removeprefix("CrossFormer").replace("++", "-pp").lower()
+        [classifier] = [m["Name"] for m in found[0].values() if m["Metadata"]["Backbone"] == name]
+        dense = f"mask-rcnn_crossformer{short}_fpn_1x_coco"
+        names = (classifier, dense, f"upernet_crossformer{short}_8xb2-160k_ade20k-512x512")
+        expected = []
+        for model in (models[name] for models, name in zip(found, names, strict=True)):
+            size, [*results] = model["Metadata"], model.get("Results") or []
+            expected.append(f"{size['Parameters'] / 1e6:.1f}M, {size['FLOPs'] / 1e9:.1f}G")
+            metrics = [value for result in results for value in result["Metrics"].values()]
+            expected.append(" / ".join(f"{value:.1f}" for value in metrics) or "–")
+        assert cells.split(" | ") == expected, name
 
 
 def test_updating_a_metafile_writes_the_counted_numbers():
