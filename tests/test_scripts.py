@@ -134,3 +134,11 @@ def test_a_batch_job_that_is_told_to_end_is_queued_again(tmp_path, number, statu
         assert job.wait(timeout=60) == status
     said = log.read_text().splitlines() if log.exists() else []
     assert said == ["signal"] * bool(options) + ["requeue 42"] * queued
+
+
+@pytest.mark.parametrize(
+    "script", ["dist_train", "dist_test", "slurm_train", "slurm_test", "quickstart"]
+)
+def test_help_is_no_error(run_tool, script):
+    said = run_tool("bash", ROOT / f"tools/{script}.sh", "--help").stdout
+    assert said.startswith("usage: ") and f"{script}.sh" in said

@@ -14,6 +14,12 @@ die() {
     exit 1
 }
 
+# usage TEXT ARGUMENTS...: print it, which is no error if --help is among the arguments.
+usage() {
+    [[ " ${*:2} " != *" --help "* ]] || { echo "usage: $1" && exit 0; }
+    die "usage: $1"
+}
+
 need_file() {
     [[ -f "$2" || "$1" != config && "$2" == *://* ]] || die "$1 $2 does not exist"
 }

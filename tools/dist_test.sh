@@ -4,7 +4,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/dist_common.sh"
 
-[ $# -ge 3 ] || die "usage: dist_test.sh CONFIG GPUS CHECKPOINT [options of test.py]"
+[ $# -ge 3 ] || usage "dist_test.sh CONFIG GPUS CHECKPOINT [options of test.py]" "$@"
 CONFIG=$1 GPUS=$2 CHECKPOINT=$3
 [[ ! "$3" =~ ^[1-9][0-9]*$ ]] || GPUS=$3 CHECKPOINT=$2
 shift 3

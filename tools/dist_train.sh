@@ -3,7 +3,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/dist_common.sh"
 
-[ $# -ge 2 ] || die "usage: dist_train.sh CONFIG GPUS [PRETRAINED] [options of train.py]"
+[ $# -ge 2 ] || usage "dist_train.sh CONFIG GPUS [PRETRAINED] [options of train.py]" "$@"
 CONFIG=$1 GPUS=$2
 shift 2
 need_file config "$CONFIG"

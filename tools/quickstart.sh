@@ -1,6 +1,11 @@
 #!/usr/bin/env bash
 # From a fresh machine to a trained detector and pictures of what it sees.
 set -euo pipefail
+if [ $# -gt 0 ]; then
+    echo "usage: bash tools/quickstart.sh, which takes no options"
+    [ "$1" = --help ]
+    exit
+fi
 source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
 cd "$ROOT"
 

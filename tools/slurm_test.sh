@@ -4,6 +4,6 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/dist_common.sh"
 
-[ $# -ge 4 ] || die "usage: slurm_test.sh PARTITION JOB_NAME CONFIG CHECKPOINT [options of test.py]"
+[ $# -ge 4 ] || usage "slurm_test.sh PARTITION JOB_NAME CONFIG CHECKPOINT [options of test.py]" "$@"
 need_file checkpoint "$4"
 submit test.py "$@"

@@ -4,5 +4,5 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/dist_common.sh"
 
-[ $# -ge 4 ] || die "usage: slurm_train.sh PARTITION JOB_NAME CONFIG WORK_DIR [options of train.py]"
+[ $# -ge 4 ] || usage "slurm_train.sh PARTITION JOB_NAME CONFIG WORK_DIR [options of train.py]" "$@"
 submit train.py "$1" "$2" "$3" --work-dir "${@:4}"
