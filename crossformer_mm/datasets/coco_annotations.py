@@ -256,10 +256,10 @@ def summarize(api: Any, dataset: BaseDataset) -> str:
         images.update(seen)
         used += bool(seen)
     lines = [f"{dataset.ann_file}: {len(api.imgs)} images, {objects.total()} objects"]
-    may_be_empty = not left_out and not (dataset.filter_cfg or {}).get("filter_empty_gt")
-    if not objects and not dataset.test_mode and not may_be_empty:
+    drops_empty = (dataset.filter_cfg or {}).get("filter_empty_gt")
+    if not objects and not dataset.test_mode and (left_out or drops_empty):
         raise DataError(f"{lines[0]} that can be learned; left out: {dict(left_out) or 'none'}")
-    if not dataset.test_mode and (dataset.filter_cfg or {}).get("filter_empty_gt"):
+    if not dataset.test_mode and drops_empty:
         left_out["images without objects"] = len(api.imgs) - used
     lines += [f"left out: {count} {what}" for what, count in left_out.items() if count]
     counts = [f"{name} {objects[name]} in {images[name]}" for name in classes]
